@@ -1,0 +1,90 @@
+"""Targets that run nothing, faithfully: the backend of tests and the measure of what a backend must do.
+
+Readiness comes `start_seconds` after the scale, the end `stop_seconds` after it is taken back, on the loop's
+clock. The other methods are what the outside world does to a target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.errors import BackendError
+from vllm_chill.ports import Observer
+
+
+class MemoryBackend:
+    """One target that starts and stops as told. Invariant: what `watch` told last is `self.seen`."""
+
+    def __init__(
+        self, endpoint: Endpoint, *, start_seconds: float = 0.0, stop_seconds: float = 0.0, replicas: int = 0
+    ) -> None:
+        self.endpoint = endpoint
+        self.start_seconds = start_seconds
+        self.stop_seconds = stop_seconds
+        self.seen = Observation(replicas, replicas, (endpoint,) if replicas else ())
+        self.writes: list[int] = []
+        self.fail_next: list[BackendError] = []
+        self.fail_start: str | None = None
+        self._observer: Observer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def watch(self, ref: TargetRef, observer: Observer) -> None:
+        self._observer = observer
+        observer.observed(self.seen)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._observer = None
+
+    async def scale(self, ref: TargetRef, replicas: int) -> None:
+        await asyncio.sleep(0)
+        if self.fail_next:
+            raise self.fail_next.pop(0)
+        if replicas != self.seen.replicas:
+            self.writes.append(replicas)
+            self.set_replicas(replicas)
+
+    def set_replicas(self, replicas: int) -> None:
+        """Scale it, whoever does so."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        if replicas:
+            self._tell(replace(self.seen, replicas=replicas, live=replicas, failure=None))
+            self._timer = loop.call_later(self.start_seconds, self._started)
+        else:
+            self._tell(replace(self.seen, replicas=0, endpoints=()))
+            self._timer = loop.call_later(self.stop_seconds, self._stopped)
+
+    def unready(self) -> None:
+        """Its replicas live on and fail their readiness probe."""
+        self._tell(replace(self.seen, endpoints=()))
+
+    def ready(self) -> None:
+        """Its replicas pass their readiness probe."""
+        self._tell(replace(self.seen, endpoints=(self.endpoint,)))
+
+    def die(self, cause: str) -> None:
+        """It ends by itself, for good."""
+        self._tell(Observation(0, 0, failure=cause))
+
+    def lose(self, cause: str) -> None:
+        """It can no longer be seen."""
+        if self._observer is not None:
+            self._observer.lost(cause)
+
+    def _started(self) -> None:
+        if self.fail_start is not None:
+            self.die(self.fail_start)
+        else:
+            self.ready()
+
+    def _stopped(self) -> None:
+        self._tell(replace(self.seen, live=0))
+
+    def _tell(self, seen: Observation) -> None:
+        self.seen = seen
+        if self._observer is not None:
+            self._observer.observed(seen)

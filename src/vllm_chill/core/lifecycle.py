@@ -1,0 +1,430 @@
+"""One target's life: `step` makes the next value, and what to do is read off it.
+
+The rule: a transition depends on what is (the counts, the last observation, how far our own write has come),
+never on which event came last. So `step` first takes the event's plain facts over and then lets the phase
+settle. Nothing is remembered outside the value, and acting on it twice is harmless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vllm_chill.core.target import (
+    Asleep,
+    Draining,
+    Endpoint,
+    Failed,
+    Limits,
+    Observation,
+    Phase,
+    Ready,
+    SleepReason,
+    Target,
+    Unknown,
+    Waking,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A caller begins to wait for a lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A waiting caller gets its lease; legal while the target is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A waiting caller gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A lease ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The backend tells what it sees."""
+
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The backend cannot see the target at present."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAsked:
+    """An operator wants the target awake, whether or not a request waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """An operator wants the target asleep as soon as its leases have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleStarted:
+    """The backend is being told a number of replicas, from this moment on."""
+
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """The backend took the number of replicas; what was last observed is at least as new as that."""
+
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFailed:
+    """The backend did not take the number; `final` if asking again would change nothing."""
+
+    replicas: int
+    cause: str
+    final: bool
+
+
+Event = (
+    Arrived
+    | Granted
+    | Left
+    | Released
+    | Observed
+    | Lost
+    | WakeAsked
+    | StopAsked
+    | Tick
+    | ScaleStarted
+    | Scaled
+    | ScaleFailed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """A lease can be had now, on one of these endpoints."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The target is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Waiting is of no use; a new request may succeed after `retry_after_seconds`."""
+
+    cause: str
+    retry_after_seconds: float
+
+
+Admission = Serve | Wait | Refuse
+
+_UNKNOWN_RETRY_SECONDS = 5.0
+
+
+def admits(target: Target, now: float) -> Admission:
+    """What a caller that wants a lease can do at `now`."""
+    match target.phase:
+        case Ready():
+            assert target.observed is not None
+            return Serve(target.observed.endpoints)
+        case Failed(cause=cause, retry_at=retry_at):
+            return Refuse(cause, max(0.0, retry_at - now))
+        case Unknown(cause=str(cause)):
+            return Refuse(cause, _UNKNOWN_RETRY_SECONDS)
+        case _:
+            return Wait()
+
+
+def desired_replicas(target: Target) -> int | None:
+    """The number of replicas that the backend should be asked for; None to leave it as it is."""
+    seen = target.observed.replicas if target.observed is not None else 0
+    match target.phase:
+        case Unknown():
+            return None
+        case Waking() | Ready():
+            return max(1, seen)
+        case Draining() | Failed():
+            return None if target.in_flight else 0
+        case Asleep():
+            return 0
+
+
+def next_deadline(target: Target, limits: Limits) -> float | None:
+    """When a Tick will change the target if nothing else happens before; None if it never will."""
+    match target.phase:
+        case Ready(idle_since=idle_since) if _unused(target):
+            return idle_since + limits.idle_seconds
+        case Waking(since=since):
+            return since + limits.start_seconds
+        case _:
+            return None
+
+
+def step(target: Target, event: Event, now: float, limits: Limits) -> Target:
+    """The target after `event` at `now`.
+
+    Raises ValueError for an event that cannot happen to this target: a grant that nobody waits for or while
+    the target is not ready, a release without a lease.
+    """
+    return _settle(_take(target, event, now, limits), now, limits)
+
+
+def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
+    match event:
+        case Arrived():
+            return _arrived(target, now)
+        case Granted():
+            return _granted(target)
+        case Left():
+            return _idle_from(_waiting(target, -1), now)
+        case Released():
+            return _idle_from(_in_flight(target, -1), now)
+        case Observed(observation):
+            return replace(target, observed=observation)
+        case Lost(cause):
+            return replace(target, phase=Unknown(cause)) if isinstance(target.phase, Unknown) else target
+        case WakeAsked():
+            return _wake_asked(target, now)
+        case StopAsked():
+            return _stop_asked(target, now)
+        case Tick():
+            return _ticked(target, now, limits)
+        case ScaleStarted(replicas):
+            return replace(target, sent=replicas)
+        case Scaled(replicas):
+            return _scaled(target, replicas)
+        case ScaleFailed():
+            return _scale_failed(target, event, now, limits)
+
+
+def _waiting(target: Target, change: int) -> Target:
+    if target.waiting + change < 0:
+        raise ValueError("nobody waits for this target")
+    return replace(target, waiting=target.waiting + change)
+
+
+def _in_flight(target: Target, change: int) -> Target:
+    if target.in_flight + change < 0:
+        raise ValueError("nobody has a lease on this target")
+    return replace(target, in_flight=target.in_flight + change)
+
+
+def _arrived(target: Target, now: float) -> Target:
+    target = _waiting(target, +1)
+    if isinstance(target.phase, Failed) and now >= target.phase.retry_at:
+        return _wake(target, now)
+    return target
+
+
+def _granted(target: Target) -> Target:
+    if not isinstance(target.phase, Ready):
+        raise ValueError("a lease is granted by a target that is ready")  # noqa: TRY004 - a state, not a type
+    return _in_flight(_waiting(target, -1), +1)
+
+
+def _idle_from(target: Target, now: float) -> Target:
+    if isinstance(target.phase, Ready) and _unused(target):
+        return replace(target, phase=replace(target.phase, idle_since=now))
+    return target
+
+
+def _unused(target: Target) -> bool:
+    return not target.waiting and not target.in_flight
+
+
+def _wake_asked(target: Target, now: float) -> Target:
+    match target.phase:
+        case Asleep() | Failed():
+            return _wake(target, now)
+        case Draining() as draining:
+            return replace(target, phase=replace(draining, wake_again=True))
+        case _:
+            return _idle_from(target, now)
+
+
+def _stop_asked(target: Target, now: float) -> Target:
+    match target.phase:
+        case Ready():
+            return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
+        case Draining() as draining:
+            return replace(target, phase=replace(draining, reason=SleepReason.STOPPED, wake_again=False))
+        case Waking() if target.waiting:
+            return _fail(target, "it was stopped by an operator while it was waking", now, now)
+        case Waking():
+            return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
+        case _:
+            return target
+
+
+def _ticked(target: Target, now: float, limits: Limits) -> Target:
+    deadline = next_deadline(target, limits)
+    if deadline is None or now < deadline:
+        return target
+    match target.phase:
+        case Ready():
+            return replace(target, phase=Draining(now, SleepReason.IDLE, confirmed=False))
+        case Waking(trouble=trouble):
+            why = f"; the last trouble was: {trouble}" if trouble else ""
+            cause = f"it was not ready {_seconds(limits.start_seconds)} after it was started{why}"
+            return _fail_wake(target, cause, now, limits)
+        case _:
+            return target
+
+
+def _scaled(target: Target, replicas: int) -> Target:
+    target = replace(target, sent=None)
+    match target.phase:
+        case Waking() as phase if replicas > 0:
+            return _to(target, replace(phase, confirmed=True))
+        case Draining() | Failed() as phase if replicas == 0:
+            return _to(target, replace(phase, confirmed=True))
+        case _:
+            return target
+
+
+def _scale_failed(target: Target, event: ScaleFailed, now: float, limits: Limits) -> Target:
+    target = replace(target, sent=None)
+    match target.phase:
+        case Waking() if event.replicas and event.final:
+            return _fail_wake(target, event.cause, now, limits)
+        case Waking() as phase if event.replicas:
+            return replace(target, phase=replace(phase, trouble=event.cause))
+        case Draining() if event.final and not event.replicas and _serves(target):
+            return replace(target, phase=Ready(since=now, idle_since=now))
+        case _:
+            return target
+
+
+def _wake(target: Target, now: float) -> Target:
+    # What failed before belongs to the start before.
+    seen = replace(target.observed, failure=None) if target.observed is not None else None
+    return replace(target, phase=Waking(now, confirmed=False), observed=seen)
+
+
+def _fail(target: Target, cause: str, now: float, retry_at: float) -> Target:
+    return replace(target, phase=Failed(now, cause, retry_at, confirmed=False))
+
+
+def _fail_wake(target: Target, cause: str, now: float, limits: Limits) -> Target:
+    pause = min(limits.retry_first_seconds * 2 ** min(target.failures, 30), limits.retry_most_seconds)
+    return _fail(replace(target, failures=target.failures + 1), cause, now, now + pause)
+
+
+def _settle(target: Target, now: float, limits: Limits) -> Target:
+    while (settled := _settle_once(target, now, limits)) is not target:
+        target = settled
+    return target
+
+
+def _settle_once(target: Target, now: float, limits: Limits) -> Target:
+    if target.observed is None:
+        return target
+    match target.phase:
+        case Unknown():
+            return _first_seen(target, target.observed, now)
+        case Asleep():
+            return _settle_asleep(target, target.observed, now)
+        case Waking() as phase:
+            return _settle_waking(target, phase, target.observed, now, limits)
+        case Ready():
+            return _settle_ready(target, target.observed, now)
+        case Draining() as phase:
+            return _settle_draining(target, phase, target.observed, now)
+        case Failed() as phase:
+            return _settle_failed(target, phase, target.observed, now)
+
+
+def _to(target: Target, phase: Phase) -> Target:
+    return replace(target, phase=phase)
+
+
+def _serves(target: Target) -> bool:
+    seen = target.observed
+    return seen is not None and seen.replicas > 0 and bool(seen.endpoints)
+
+
+def _first_seen(target: Target, seen: Observation, now: float) -> Target:
+    if seen.replicas:
+        return _to(target, Waking(now, confirmed=True))
+    if seen.live:
+        return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
+    return _to(target, Asleep(now))
+
+
+def _settle_asleep(target: Target, seen: Observation, now: float) -> Target:
+    if seen.replicas:
+        return _to(target, Waking(now, confirmed=True))
+    return _wake(target, now) if target.waiting else target
+
+
+def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float, limits: Limits) -> Target:
+    if seen.failure is not None:
+        return _fail_wake(target, seen.failure, now, limits)
+    if _serves(target):
+        return replace(target, phase=Ready(since=now, idle_since=now), failures=0)
+    if seen.replicas and not phase.confirmed:
+        return _to(target, replace(phase, confirmed=True))
+    if not seen.replicas and phase.confirmed and target.sent is None:
+        return _scaled_down_elsewhere(target, now)
+    return target
+
+
+def _scaled_down_elsewhere(target: Target, now: float) -> Target:
+    if target.waiting:
+        cause = "someone else scaled it to 0 while it was waking (an autoscaler or a GitOps tool, perhaps)"
+        return _fail(target, cause, now, now)
+    return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
+
+
+def _settle_ready(target: Target, seen: Observation, now: float) -> Target:
+    if seen.failure is not None:
+        return _wake(target, now) if target.waiting else _fail(target, seen.failure, now, now)
+    if not seen.replicas:
+        return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
+    return target if seen.endpoints else _to(target, Waking(now, confirmed=True))
+
+
+def _settle_draining(target: Target, phase: Draining, seen: Observation, now: float) -> Target:
+    if target.sent is not None:
+        return target
+    wanted = target.waiting > 0 or phase.wake_again
+    if not phase.confirmed and wanted and phase.reason is SleepReason.IDLE and _serves(target):
+        return _to(target, Ready(since=now, idle_since=now))
+    if seen.replicas:
+        return _to(target, Waking(now, confirmed=True)) if phase.confirmed else target
+    if not phase.confirmed:
+        return _to(target, replace(phase, confirmed=True))
+    if seen.live:
+        return target
+    if wanted:
+        return _wake(target, now)
+    return target if target.in_flight else _to(target, Asleep(now))
+
+
+def _settle_failed(target: Target, phase: Failed, seen: Observation, now: float) -> Target:
+    if target.sent is not None:
+        return target
+    if seen.replicas:
+        return _to(target, Waking(now, confirmed=True)) if phase.confirmed else target
+    return target if phase.confirmed else _to(target, replace(phase, confirmed=True))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:g} s"

@@ -1,0 +1,151 @@
+"""A scale target as a value: which one it is, the phase of its life, and what was last seen of it.
+
+Nothing here changes; `core.lifecycle.step` makes the next value from this one. Times are seconds on the
+clock of whoever calls, and only ever compared with one another.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRef:
+    """The name of a scale target: a Deployment in a namespace, or a command on this machine."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go: a host name or IP address, and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a backend sees of a target at one moment.
+
+    `replicas` is the number asked for (a Deployment's spec.replicas); `live` how many exist and are not
+    terminating; `endpoints` where requests can go now, empty while nothing is ready. `failure` says why the
+    target will not become ready by waiting, and is None while it may.
+    """
+
+    replicas: int
+    live: int
+    endpoints: tuple[Endpoint, ...] = ()
+    failure: str | None = None
+
+
+class SleepReason(enum.Enum):
+    """Why a target is put to sleep."""
+
+    IDLE = "idle"
+    STOPPED = "stopped"
+    ELSEWHERE = "scaled to 0 by someone else"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The backend has not yet said anything; `cause` is why, once that is known."""
+
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """No replicas, nobody waits."""
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waking:
+    """At least one replica is wanted, none is ready.
+
+    `confirmed`: the backend has been seen with a replica asked for since this phase began; a zero after that
+    is someone else's. `trouble` is the last passing failure of the backend.
+    """
+
+    since: float
+    confirmed: bool
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Requests are served. `idle_since` is when the last of them ended, or when the target became ready."""
+
+    since: float
+    idle_since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new request is admitted; zero replicas are wanted once the last lease has ended.
+
+    `confirmed`: the backend has been seen with zero asked for since this phase began. `wake_again`: an operator
+    wants it awake right after.
+    """
+
+    since: float
+    reason: SleepReason
+    confirmed: bool
+    wake_again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The target will not become ready by waiting, and its replicas are given back.
+
+    A request at or after `retry_at` wakes it again. `confirmed` as in Draining.
+    """
+
+    since: float
+    cause: str
+    retry_at: float
+    confirmed: bool
+
+
+Phase = Unknown | Asleep | Waking | Ready | Draining | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a target's life, in seconds.
+
+    `retry_first_seconds` and `retry_most_seconds` are the back-off between failed wakes: the first pause, and the
+    bound that doubling stops at.
+    """
+
+    idle_seconds: float
+    start_seconds: float
+    retry_first_seconds: float = 5.0
+    retry_most_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One scale target, whole.
+
+    `waiting` counts callers before their lease, `in_flight` leases; `sent` is the number of replicas that the
+    backend is being told at this moment, if any; `failures` counts the failed wakes in a row.
+    """
+
+    ref: TargetRef
+    phase: Phase = Unknown()
+    waiting: int = 0
+    in_flight: int = 0
+    observed: Observation | None = None
+    sent: int | None = None
+    failures: int = 0

@@ -1,0 +1,141 @@
+"""The one taxonomy of what can go wrong: what happened, what to answer, and whether to try again.
+
+Every message is a sentence for the person who reads it, with the next step in it. The HTTP side of an error
+(status, type, code, Retry-After) is data here and becomes an answer in one place, the edge of the proxy.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ChillError(Exception):
+    """The root of everything that vllm-chill raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class SettingError(ChillError):
+    """A setting has a value that cannot be used; the program ends with exit status 2."""
+
+
+class NoCredentials(SettingError):
+    """No way to a Kubernetes API server was found."""
+
+
+class BackendError(ChillError):
+    """A backend could not do what it was asked to."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend cannot be reached now; asking again later may work."""
+
+
+class BackendRefused(BackendError):
+    """The backend understood and said no (no such target, no right, a quota): asking again changes nothing."""
+
+
+class AnswerableError(ChillError):
+    """An error that a caller of the proxy is answered with.
+
+    `status` is the HTTP status; `type` and `code` go into OpenAI's error envelope; `retry_after_seconds`, if
+    any, becomes the Retry-After header.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadRequest(AnswerableError):
+    """The request cannot be forwarded as it stands."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "bad_request"
+
+
+class MethodNotAllowed(AnswerableError):
+    """The path is the proxy's own and does not take this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class NotFound(AnswerableError):
+    """The path is under /proxy/ and there is nothing there."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ServiceUnavailable(AnswerableError):
+    """The target cannot serve now, and may later."""
+
+    status = 503
+    type = "service_unavailable"
+
+
+class HoldExpired(ServiceUnavailable):
+    """The target did not become ready within the time that a caller is held."""
+
+    code = "model_waking"
+
+
+class WakeFailed(ServiceUnavailable):
+    """The target could not be woken; the message has the cause."""
+
+    code = "wake_failed"
+
+
+class TargetUnknown(ServiceUnavailable):
+    """The backend has not yet told the state of the target."""
+
+    code = "backend_unavailable"
+
+
+class UpstreamError(AnswerableError):
+    """The upstream failed before the first byte of its response: nothing has reached the caller."""
+
+    status = 502
+    type = "bad_gateway"
+
+
+class UpstreamRefused(UpstreamError):
+    """The upstream took no connection."""
+
+    code = "upstream_refused"
+
+
+class UpstreamReset(UpstreamError):
+    """The upstream closed the connection before it answered."""
+
+    code = "upstream_reset"
+
+
+class UpstreamInvalid(UpstreamError):
+    """The upstream answered with something that is not HTTP."""
+
+    code = "upstream_invalid"
+
+
+class UpstreamSilent(UpstreamError):
+    """The upstream did not answer in time."""
+
+    status = 504
+    type = "gateway_timeout"
+    code = "upstream_silent"
+
+
+class ResponseCut(ChillError):
+    """The upstream died within its response; the caller's connection was closed, so that it cannot mistake
+    what it has for the whole.
+    """

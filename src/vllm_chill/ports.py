@@ -1,0 +1,50 @@
+"""What the controller needs of the world, as Protocols; `adapters` has an implementation for each world."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vllm_chill.core.target import Observation, Target, TargetRef
+
+
+class Observer(Protocol):
+    """Whoever wants to know what a backend sees. Both calls return at once and never raise."""
+
+    def observed(self, observation: Observation) -> None:
+        """Take what the target is now."""
+
+    def lost(self, cause: str) -> None:
+        """Take that the target cannot be seen at present, and why: a sentence without a full stop."""
+
+
+class ClusterBackend(Protocol):
+    """What runs scale targets. `tests/adapters/contract.py` is the contract in full.
+
+    Both calls may be cancelled at any await. One `watch` runs for a target at a time.
+    """
+
+    async def watch(self, ref: TargetRef, observer: Observer) -> None:
+        """Tell the observer what the target is, now and after each change, until cancelled.
+
+        It outlasts any trouble: it reports `lost`, tries again with a back-off, and then `observed` again.
+        """
+
+    async def scale(self, ref: TargetRef, replicas: int) -> None:
+        """Ask for that many replicas; asking for what already is changes nothing.
+
+        It returns once the observer was told something at least as new as the write; readiness is not waited
+        for. Raises BackendUnavailable (try again later) or BackendRefused (no use).
+        """
+
+
+class Recorder(Protocol):
+    """Whoever keeps a record of what happens to a target. Calls return at once and never raise."""
+
+    def changed(self, before: Target, after: Target, now: float) -> None:
+        """Take a change of phase; `now` is in seconds on the clock of the phases."""
+
+    def held(self, seconds: float) -> None:
+        """Take that a caller was held for that long, whatever came of it."""
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        """Take that the backend was told a number of replicas, from what target, and why it failed if it did."""
