@@ -1,0 +1,1 @@
+"""The async shell round the core. It knows ports, never adapters."""

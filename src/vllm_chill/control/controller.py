@@ -1,0 +1,320 @@
+"""The one writer of a scale target: it holds the value, hands out leases, and has the backend follow.
+
+The rule: `_apply` is the only assignment of the target and never awaits, so no lock is needed and no decision
+rests on a stale read. Only this class calls `backend.scale`. The wake belongs to the controller's own task; a
+caller that leaves abandons nothing but its own wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from vllm_chill.control.watchdog import keep_time
+from vllm_chill.core.lifecycle import (
+    Arrived,
+    Event,
+    Granted,
+    Left,
+    Lost,
+    Observed,
+    Refuse,
+    Released,
+    Scaled,
+    ScaleFailed,
+    ScaleStarted,
+    Serve,
+    StopAsked,
+    Tick,
+    Wait,
+    WakeAsked,
+    admits,
+    desired_replicas,
+    next_deadline,
+    step,
+)
+from vllm_chill.core.target import (
+    Draining,
+    Endpoint,
+    Failed,
+    Limits,
+    Observation,
+    Phase,
+    Ready,
+    Target,
+    TargetRef,
+    Unknown,
+    Waking,
+)
+from vllm_chill.errors import BackendError, BackendRefused, HoldExpired, TargetUnknown, WakeFailed
+from vllm_chill.ports import ClusterBackend, Recorder
+
+_RETRY_FIRST_SECONDS = 0.5
+_RETRY_MOST_SECONDS = 15.0
+_RETRY_AFTER_HOLD_SECONDS = 10
+
+
+class Lease:
+    """One request's hold on a ready target, until its last byte. A context manager; `release` may come twice."""
+
+    __slots__ = ("_release", "endpoint")
+
+    def __init__(self, endpoint: Endpoint, release: Callable[[], None]) -> None:
+        self.endpoint = endpoint
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """End the lease."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+class ScaleController:
+    """One target's controller. `run` must be running for anything to happen; it ends by cancellation."""
+
+    def __init__(self, ref: TargetRef, limits: Limits, backend: ClusterBackend, recorder: Recorder) -> None:
+        self._target = Target(ref)
+        self._limits = limits
+        self._backend = backend
+        self._recorder = recorder
+        self._clock = asyncio.get_running_loop().time
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._write_wanted = asyncio.Event()
+
+    @property
+    def target(self) -> Target:
+        """The target as it is now."""
+        return self._target
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the target's life."""
+        return self._limits
+
+    @property
+    def synced(self) -> bool:
+        """Whether the backend has told the state of the target."""
+        return not isinstance(self._target.phase, Unknown)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where the target can be reached now, without a lease; None while it is not ready."""
+        admission = admits(self._target, self._clock())
+        return admission.endpoints[0] if isinstance(admission, Serve) else None
+
+    def now(self) -> float:
+        """The time on the clock of the target's phases, in seconds."""
+        return self._clock()
+
+    async def run(self) -> None:
+        """Follow the backend, write to it, and keep the deadlines, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._backend.watch(self._target.ref, self))
+            tasks.create_task(self._actuate())
+            tasks.create_task(keep_time(self, review_seconds=self._limits.idle_seconds))
+
+    # What the backend tells (ports.Observer), and the clock.
+
+    def observed(self, observation: Observation) -> None:
+        """Take what the target is now."""
+        self._apply(Observed(observation))
+
+    def lost(self, cause: str) -> None:
+        """Take that the target cannot be seen at present."""
+        self._apply(Lost(cause))
+
+    def tick(self) -> None:
+        """Take that time has passed."""
+        self._apply(Tick())
+
+    @property
+    def deadline(self) -> float | None:
+        """When a tick will change something, if nothing else does before."""
+        return next_deadline(self._target, self._limits)
+
+    # What callers ask for.
+
+    def lease_now(self) -> Lease | None:
+        """A lease if the target is ready, without waiting."""
+        if not isinstance(self._target.phase, Ready):
+            return None
+        self._apply(Arrived())
+        return self._grant()
+
+    async def lease(self, hold_seconds: float) -> Lease:
+        """A lease, held back until the target is ready.
+
+        Raises HoldExpired after `hold_seconds`, WakeFailed when waiting is of no use, and TargetUnknown while
+        the backend cannot tell the target's state.
+        """
+        begun = self._clock()
+        self._apply(Arrived())
+        granted = False
+        try:
+            async with asyncio.timeout(hold_seconds):
+                while isinstance(admission := admits(self._target, self._clock()), Wait):
+                    await self._turn(self._waiters)
+            if isinstance(admission, Refuse):
+                raise self._refusal(admission)
+            granted = True
+            return self._grant()
+        except TimeoutError:
+            raise self._hold_expired(hold_seconds) from None
+        finally:
+            if not granted:
+                self._apply(Left())
+            self._recorder.held(self._clock() - begun)
+
+    async def wake(self, *, wait: bool) -> None:
+        """Wake the target for an operator; with `wait`, return when it is ready.
+
+        Raises as `lease` does, with the start's own deadline in place of a hold.
+        """
+        if isinstance(self._target.phase, Unknown):
+            raise TargetUnknown(self._unknown(), retry_after_seconds=5)
+        self._apply(WakeAsked())
+        if wait:
+            (await self.lease(self._limits.start_seconds)).release()
+
+    async def stop(self) -> Phase:
+        """Put the target to sleep once its leases have ended; returns the phase that it came to.
+
+        That is Asleep; Waking if callers waited meanwhile; Ready if the backend refused; Failed if callers
+        had waited for a wake that this ended.
+        """
+        if isinstance(self._target.phase, Unknown):
+            raise TargetUnknown(self._unknown(), retry_after_seconds=5)
+        self._apply(StopAsked())
+        while isinstance(self._target.phase, Draining):
+            await self._turn(self._watchers)
+        return self._target.phase
+
+    async def changed(self, within_seconds: float) -> None:
+        """Return when the phase has changed, or after that long."""
+        try:
+            async with asyncio.timeout(within_seconds):
+                await self._turn(self._watchers)
+        except TimeoutError:
+            return
+
+    def _grant(self) -> Lease:
+        self._apply(Granted())
+        assert self._target.observed is not None
+        return Lease(self._target.observed.endpoints[0], self._release)
+
+    def _release(self) -> None:
+        self._apply(Released())
+
+    # Errors, in words.
+
+    def _refusal(self, refuse: Refuse) -> WakeFailed | TargetUnknown:
+        seconds = max(1, math.ceil(refuse.retry_after_seconds))
+        if isinstance(self._target.phase, Failed):
+            message = f"{self._target.ref} could not be woken: {refuse.cause}"
+            return WakeFailed(f"{message}. A request after {seconds} s tries again.", retry_after_seconds=seconds)
+        return TargetUnknown(self._unknown(), retry_after_seconds=seconds)
+
+    def _unknown(self) -> str:
+        match self._target.phase:
+            case Unknown(cause=str(cause)):
+                return f"the state of {self._target.ref} is not known: {cause}. vllm-chill keeps trying; retry soon."
+            case _:
+                return f"the state of {self._target.ref} is not known yet. Retry in a few seconds."
+
+    def _hold_expired(self, hold_seconds: float) -> HoldExpired:
+        match self._target.phase:
+            case Waking(since=since, trouble=trouble):
+                state = f"still waking after {self._clock() - since:.0f} s"
+                why = f", and the last trouble was: {trouble}" if trouble else ""
+            case phase:
+                state, why = type(phase).__name__.lower(), ""
+        message = (
+            f"{self._target.ref} is {state}{why}. This request was held for {hold_seconds:g} s; the wake goes on: "
+            f"retry, or ask for a longer --wake-timeout."
+        )
+        return HoldExpired(message, retry_after_seconds=_RETRY_AFTER_HOLD_SECONDS)
+
+    # The one assignment, and who hears of it.
+
+    def _apply(self, event: Event) -> None:
+        before, now = self._target, self._clock()
+        after = self._target = step(before, event, now, self._limits)
+        if after.phase is not before.phase:
+            self._phase_changed(before, after, now)
+        if self._wanted() is not None:
+            self._write_wanted.set()
+
+    def _phase_changed(self, before: Target, after: Target, now: float) -> None:
+        if type(after.phase) is not type(before.phase):
+            self._recorder.changed(before, after, now)
+            _wake_all(self._watchers)
+        if self._waiters and not isinstance(admits(after, now), Wait):
+            _wake_all(self._waiters)
+
+    async def _turn(self, queue: set[asyncio.Future[None]]) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        queue.add(turn)
+        try:
+            await turn
+        finally:
+            queue.discard(turn)
+
+    # The backend follows.
+
+    def _wanted(self) -> int | None:
+        target = self._target
+        if target.sent is not None or target.observed is None:
+            return None
+        desired = desired_replicas(target)
+        return desired if desired != target.observed.replicas else None
+
+    async def _actuate(self) -> None:
+        while True:
+            await self._write_wanted.wait()
+            self._write_wanted.clear()
+            pause = _RETRY_FIRST_SECONDS
+            while (replicas := self._wanted()) is not None:
+                if await self._write(replicas):
+                    break
+                await self._pause(pause, replicas)
+                pause = min(pause * 2, _RETRY_MOST_SECONDS)
+
+    async def _write(self, replicas: int) -> bool:
+        self._apply(ScaleStarted(replicas))
+        try:
+            await self._backend.scale(self._target.ref, replicas)
+        except BackendError as error:
+            self._apply(ScaleFailed(replicas, error.message, final=isinstance(error, BackendRefused)))
+            self._recorder.scaled(self._target, replicas, error.message)
+            return False
+        self._apply(Scaled(replicas))
+        self._recorder.scaled(self._target, replicas, None)
+        return True
+
+    async def _pause(self, seconds: float, replicas: int) -> None:
+        """Wait before the same write is tried again; another wish ends the pause."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._wanted() == replicas:
+                    self._write_wanted.clear()
+                    await self._write_wanted.wait()
+        except TimeoutError:
+            return
+
+
+def _wake_all(queue: set[asyncio.Future[None]]) -> None:
+    for turn in queue:
+        if not turn.done():
+            turn.set_result(None)
+    queue.clear()

@@ -1,0 +1,257 @@
+"""The controller with the memory backend, on loop time: an hour costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from vllm_chill.adapters.memory import MemoryBackend
+from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.core.target import Asleep, Draining, Endpoint, Failed, Limits, Ready, Target, TargetRef, Waking
+from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, WakeFailed
+
+pytestmark = pytest.mark.looptime(start=100)
+
+HERE = Endpoint("127.0.0.1", 8000)
+REF = TargetRef("ai-apps", "vllm")
+
+
+@dataclass
+class Recording:
+    """A recorder that keeps what it is told."""
+
+    phases: list[str] = field(default_factory=list)
+    holds: list[float] = field(default_factory=list)
+    scales: list[tuple[int, str | None]] = field(default_factory=list)
+
+    def changed(self, before: Target, after: Target, now: float) -> None:
+        self.phases.append(type(after.phase).__name__)
+
+    def held(self, seconds: float) -> None:
+        self.holds.append(seconds)
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        self.scales.append((replicas, error))
+
+
+@dataclass
+class Stage:
+    controller: ScaleController
+    backend: MemoryBackend
+    recording: Recording
+
+    async def lease(self, hold: float = 120) -> Lease:
+        return await self.controller.lease(hold)
+
+    async def callers(self, count: int, hold: float = 120) -> list[Lease | BaseException]:
+        return await asyncio.gather(*(self.lease(hold) for _ in range(count)), return_exceptions=True)
+
+
+@asynccontextmanager
+async def running(
+    *, start: float = 60, stop: float = 0, replicas: int = 0, idle: float = 300, limit: float = 1800
+) -> AsyncIterator[Stage]:
+    backend = MemoryBackend(HERE, start_seconds=start, stop_seconds=stop, replicas=replicas)
+    recording = Recording()
+    controller = ScaleController(REF, Limits(idle, limit), backend, recording)
+    task = asyncio.create_task(controller.run())
+    await asyncio.sleep(0.001)
+    yield Stage(controller, backend, recording)
+    assert not task.done() or task.result() is None
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_five_hundred_callers_at_zero_are_one_write_and_all_are_served() -> None:
+    async with running() as stage:
+        leases = await stage.callers(500)
+        assert all(isinstance(lease, Lease) and lease.endpoint == HERE for lease in leases)
+        assert stage.backend.writes == [1]
+        assert stage.controller.target.in_flight == 500
+        assert stage.recording.holds == pytest.approx([60] * 500)
+
+
+async def test_a_warm_lease_waits_for_nothing() -> None:
+    async with running(replicas=1) as stage:
+        lease = stage.controller.lease_now()
+        assert lease is not None
+        assert stage.controller.target.in_flight == 1
+        lease.release()
+        lease.release()
+        assert stage.controller.target.in_flight == 0
+
+
+async def test_asleep_there_is_no_lease_now() -> None:
+    async with running() as stage:
+        assert stage.controller.lease_now() is None
+        assert isinstance(stage.controller.target.phase, Asleep)
+
+
+async def test_a_failed_wake_fails_all_callers_with_its_reason() -> None:
+    async with running() as stage:
+        stage.backend.fail_start = "CUDA out of memory"
+        for error in await stage.callers(50):
+            assert isinstance(error, WakeFailed)
+            assert "CUDA out of memory" in error.message
+            assert error.retry_after_seconds == 5
+        assert stage.controller.target.waiting == 0
+
+
+async def test_a_wake_that_is_refused_says_why() -> None:
+    async with running() as stage:
+        stage.backend.fail_next = [BackendRefused("no right to patch deployments/scale")]
+        with pytest.raises(WakeFailed, match="no right to patch"):
+            await stage.lease()
+
+
+async def test_a_passing_trouble_is_tried_again_while_the_callers_wait() -> None:
+    async with running() as stage:
+        stage.backend.fail_next = [BackendUnavailable("connection refused")] * 4
+        await stage.lease()
+        assert stage.recording.scales == [(1, "connection refused")] * 4 + [(1, None)]
+
+
+async def test_a_client_that_leaves_does_not_stop_the_wake() -> None:
+    async with running() as stage:
+        caller = asyncio.create_task(stage.lease())
+        await asyncio.sleep(10)
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert stage.controller.target.waiting == 0
+        await asyncio.sleep(51)
+        assert isinstance(stage.controller.target.phase, Ready)
+
+
+async def test_a_hold_expires_and_the_wake_goes_on() -> None:
+    async with running(start=600) as stage:
+        with pytest.raises(HoldExpired, match=r"still waking after 120 s") as error:
+            await stage.lease(hold=120)
+        assert error.value.retry_after_seconds == 10
+        await asyncio.sleep(481)
+        assert isinstance(stage.controller.target.phase, Ready)
+
+
+async def test_a_start_that_takes_too_long_fails_and_gives_the_gpu_back() -> None:
+    async with running(start=10_000, limit=1800) as stage:
+        with pytest.raises(WakeFailed, match="not ready 1800 s after"):
+            await stage.lease(hold=5000)
+        await asyncio.sleep(1)
+        assert stage.backend.writes == [1, 0]
+
+
+async def test_idle_for_the_whole_timeout_and_not_a_moment_less() -> None:
+    async with running(replicas=1) as stage:
+        await asyncio.sleep(299.9)
+        assert isinstance(stage.controller.target.phase, Ready)
+        await asyncio.sleep(0.2)
+        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.backend.writes == [0]
+
+
+async def test_a_lease_longer_than_the_idle_timeout_is_never_cut() -> None:
+    async with running(replicas=1) as stage:
+        lease = await stage.lease()
+        await asyncio.sleep(10_000)
+        assert isinstance(stage.controller.target.phase, Ready)
+        lease.release()
+        await asyncio.sleep(299.9)
+        assert isinstance(stage.controller.target.phase, Ready)
+        await asyncio.sleep(0.2)
+        assert isinstance(stage.controller.target.phase, Asleep)
+
+
+async def test_each_use_begins_the_idle_time_anew() -> None:
+    async with running(replicas=1) as stage:
+        for _ in range(5):
+            await asyncio.sleep(250)
+            (await stage.lease()).release()
+        assert stage.backend.writes == []
+        await asyncio.sleep(300.1)
+        assert stage.backend.writes == [0]
+
+
+async def test_a_caller_during_the_sleep_is_served_after_a_new_wake() -> None:
+    async with running(replicas=1, stop=20) as stage:
+        await asyncio.sleep(301)
+        assert isinstance(stage.controller.target.phase, Draining)
+        await stage.lease()
+        assert stage.backend.writes == [0, 1]
+
+
+async def test_scaled_up_by_someone_else_serves_without_a_write() -> None:
+    async with running() as stage:
+        stage.backend.set_replicas(1)
+        await stage.lease()
+        assert stage.recording.scales == []
+
+
+async def test_scaled_down_by_someone_else_stays_down_until_a_caller_comes() -> None:
+    async with running(replicas=1) as stage:
+        stage.backend.set_replicas(0)
+        await asyncio.sleep(1000)
+        assert isinstance(stage.controller.target.phase, Asleep)
+        await stage.lease()
+        assert stage.recording.scales == [(1, None)]
+
+
+async def test_a_death_fails_nobody_who_comes_later() -> None:
+    async with running(replicas=1) as stage:
+        stage.backend.die("it exited with status 137")
+        assert isinstance(stage.controller.target.phase, Failed)
+        await stage.lease()
+
+
+async def test_an_operator_stops_it_when_its_leases_have_ended() -> None:
+    async with running(replicas=1) as stage:
+        lease = await stage.lease()
+        stopping = asyncio.create_task(stage.controller.stop())
+        await asyncio.sleep(1000)
+        assert not stopping.done()
+        lease.release()
+        assert isinstance(await stopping, Asleep)
+
+
+async def test_an_operator_wakes_it_and_is_told_when_it_is_ready() -> None:
+    async with running() as stage:
+        await stage.controller.wake(wait=True)
+        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.controller.target.in_flight == 0
+
+
+async def test_an_operator_need_not_wait() -> None:
+    async with running() as stage:
+        await stage.controller.wake(wait=False)
+        assert isinstance(stage.controller.target.phase, Waking)
+
+
+async def test_an_operator_is_told_why_it_cannot_wake() -> None:
+    async with running() as stage:
+        stage.backend.fail_start = "no such model"
+        with pytest.raises(WakeFailed, match="no such model"):
+            await stage.controller.wake(wait=True)
+
+
+async def test_while_nothing_is_known_a_caller_is_told_so_at_once() -> None:
+    backend = MemoryBackend(HERE)
+    controller = ScaleController(REF, Limits(300, 1800), backend, Recording())
+    controller.lost("the API server refuses connections")
+    assert not controller.synced
+    with pytest.raises(TargetUnknown, match="refuses connections"):
+        await controller.lease(120)
+    with pytest.raises(TargetUnknown, match="refuses connections"):
+        await controller.wake(wait=False)
+
+
+async def test_readiness_lost_and_found_needs_no_write() -> None:
+    async with running(replicas=1) as stage:
+        stage.backend.unready()
+        caller = asyncio.create_task(stage.lease())
+        await asyncio.sleep(5)
+        assert not caller.done()
+        stage.backend.ready()
+        (await caller).release()
+        assert stage.recording.scales == []

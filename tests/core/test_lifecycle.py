@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vllm_chill.core.lifecycle import (
+    Arrived,
+    Event,
+    Granted,
+    Left,
+    Lost,
+    Observed,
+    Refuse,
+    Released,
+    Scaled,
+    ScaleFailed,
+    ScaleStarted,
+    Serve,
+    StopAsked,
+    Tick,
+    Wait,
+    WakeAsked,
+    admits,
+    desired_replicas,
+    next_deadline,
+    step,
+)
+from vllm_chill.core.target import (
+    Asleep,
+    Draining,
+    Endpoint,
+    Failed,
+    Limits,
+    Observation,
+    Ready,
+    SleepReason,
+    Target,
+    TargetRef,
+    Unknown,
+    Waking,
+)
+
+LIMITS = Limits(idle_seconds=300, start_seconds=1800)
+REF = TargetRef("ai-apps", "vllm")
+HERE = (Endpoint("127.0.0.1", 8000),)
+NONE = Observation(0, 0)
+STARTING = Observation(1, 1)
+READY = Observation(1, 1, HERE)
+ENDING = Observation(0, 1)
+DEAD = Observation(0, 0, failure="it exited with status 1")
+
+
+def life(*events: Event | float, start: Target | None = None) -> Target:
+    """The target after these events; a number moves the clock, which begins at 0."""
+    target, now = start or Target(REF), 0.0
+    for event in events:
+        if isinstance(event, int | float):
+            now += event
+        else:
+            target = step(target, event, now, LIMITS)
+    return target
+
+
+ASLEEP = life(Observed(NONE))
+WOKEN = life(Observed(NONE), Arrived(), ScaleStarted(1), Observed(STARTING), Scaled(1))
+AWAKE = life(Observed(READY))
+
+
+class TestTransitions:
+    def test_what_is_awake_at_the_start_is_adopted(self) -> None:
+        assert life(Observed(READY)).phase == Ready(since=0, idle_since=0)
+
+    def test_what_is_starting_at_the_start_is_adopted(self) -> None:
+        assert life(Observed(STARTING)).phase == Waking(0, confirmed=True)
+
+    def test_a_caller_before_the_first_observation_waits_and_wakes_then(self) -> None:
+        target = life(Arrived())
+        assert admits(target, 0) == Wait()
+        assert desired_replicas(life(Observed(NONE), start=target)) == 1
+
+    def test_a_caller_is_told_why_nothing_is_known_of_the_target(self) -> None:
+        assert admits(life(Lost("connection refused")), 0) == Refuse("connection refused", 5)
+
+    def test_a_caller_at_zero_wakes_it(self) -> None:
+        target = life(Arrived(), start=ASLEEP)
+        assert target.phase == Waking(0, confirmed=False)
+        assert desired_replicas(target) == 1
+
+    def test_five_hundred_callers_want_one_replica(self) -> None:
+        assert desired_replicas(life(*[Arrived()] * 500, start=ASLEEP)) == 1
+
+    def test_ready_admits_with_the_endpoints_seen(self) -> None:
+        assert admits(life(Observed(READY), start=WOKEN), 0) == Serve(HERE)
+
+    def test_the_last_callers_leaving_does_not_stop_the_wake(self) -> None:
+        target = life(Left(), start=WOKEN)
+        assert isinstance(target.phase, Waking)
+        assert desired_replicas(target) == 1
+
+    def test_idle_counts_from_the_end_of_the_last_lease(self) -> None:
+        target = life(Arrived(), Granted(), 1000, Released(), start=AWAKE)
+        assert next_deadline(target, LIMITS) == 1300
+
+    def test_a_lease_has_no_deadline(self) -> None:
+        assert next_deadline(life(Arrived(), Granted(), start=AWAKE), LIMITS) is None
+
+    def test_idle_for_the_whole_timeout_is_put_to_sleep(self) -> None:
+        target = life(300, Tick(), start=AWAKE)
+        assert target.phase == Draining(300, SleepReason.IDLE, confirmed=False)
+        assert desired_replicas(target) == 0
+
+    def test_a_tick_too_early_changes_nothing(self) -> None:
+        assert life(299.9, Tick(), start=AWAKE) == AWAKE
+
+    def test_a_caller_between_the_decision_and_the_write_keeps_it_awake(self) -> None:
+        target = life(300, Tick(), Arrived(), start=AWAKE)
+        assert isinstance(target.phase, Ready)
+
+    def test_a_caller_after_the_write_wakes_it_again_once_it_is_down(self) -> None:
+        target = life(300, Tick(), ScaleStarted(0), Arrived(), start=AWAKE)
+        assert isinstance(target.phase, Draining)
+        target = life(Observed(ENDING), Scaled(0), start=target)
+        assert isinstance(target.phase, Draining)
+        assert isinstance(life(Observed(NONE), start=target).phase, Waking)
+
+    def test_a_write_that_fails_while_a_caller_waits_serves_the_caller(self) -> None:
+        target = life(300, Tick(), ScaleStarted(0), Arrived(), ScaleFailed(0, "timeout", False), start=AWAKE)
+        assert isinstance(target.phase, Ready)
+
+    def test_a_target_that_may_not_be_scaled_down_stays_ready(self) -> None:
+        target = life(300, Tick(), ScaleStarted(0), ScaleFailed(0, "forbidden", True), start=AWAKE)
+        assert target.phase == Ready(300, 300) or isinstance(target.phase, Ready)
+        assert next_deadline(target, LIMITS) is not None
+
+    def test_scaled_up_by_someone_else_is_adopted(self) -> None:
+        assert isinstance(life(Observed(STARTING), start=ASLEEP).phase, Waking)
+        assert isinstance(life(Observed(READY), start=ASLEEP).phase, Ready)
+
+    def test_scaled_down_by_someone_else_is_respected(self) -> None:
+        target = life(Observed(ENDING), start=AWAKE)
+        assert isinstance(target.phase, Draining)
+        assert desired_replicas(target) == 0
+        assert life(Observed(NONE), start=target).phase == Asleep(0)
+
+    def test_scaled_down_under_a_lease_is_left_alone_and_a_new_caller_wakes_it(self) -> None:
+        target = life(Arrived(), Granted(), Observed(ENDING), Observed(NONE), start=AWAKE)
+        assert isinstance(target.phase, Draining)
+        assert desired_replicas(target) is None
+        assert isinstance(life(Arrived(), start=target).phase, Waking)
+        assert isinstance(life(Released(), start=target).phase, Asleep)
+
+    def test_scaled_down_by_someone_else_during_the_wake_tells_the_callers_and_does_not_fight(self) -> None:
+        target = life(Observed(NONE), start=WOKEN)
+        assert isinstance(target.phase, Failed)
+        assert "someone else" in target.phase.cause
+        assert desired_replicas(target) == 0
+        assert isinstance(life(Arrived(), start=target).phase, Waking)
+
+    def test_an_old_zero_seen_while_the_write_is_on_its_way_is_not_someone_elses(self) -> None:
+        target = life(Arrived(), ScaleStarted(1), Observed(NONE), start=ASLEEP)
+        assert isinstance(target.phase, Waking)
+
+    def test_a_start_that_failed_fails_its_callers_and_backs_off(self) -> None:
+        target = life(Observed(DEAD), start=WOKEN)
+        assert admits(target, 0) == Refuse("it exited with status 1", 5)
+        assert isinstance(life(4.9, Arrived(), start=target).phase, Failed)
+        assert isinstance(life(5, Arrived(), start=target).phase, Waking)
+
+    def test_a_process_that_dies_before_its_scale_call_returns_has_failed(self) -> None:
+        target = life(Arrived(), ScaleStarted(1), Observed(STARTING), Observed(DEAD), Scaled(1), start=ASLEEP)
+        assert isinstance(target.phase, Failed)
+
+    def test_the_back_off_doubles_up_to_its_bound_and_ends_with_a_success(self) -> None:
+        target, pauses, now = ASLEEP, [], 0.0
+        for _ in range(8):
+            for event in (Arrived(), ScaleStarted(1), Observed(STARTING), Scaled(1), Observed(DEAD), Left()):
+                target = step(target, event, now, LIMITS)
+            assert isinstance(target.phase, Failed)
+            pauses.append(target.phase.retry_at - now)
+            now = target.phase.retry_at
+        assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
+        assert life(Observed(READY), start=WOKEN).failures == 0
+
+    def test_a_ready_target_that_dies_is_woken_by_the_next_caller_at_once(self) -> None:
+        target = life(Observed(DEAD), start=AWAKE)
+        assert isinstance(target.phase, Failed)
+        assert isinstance(life(Arrived(), start=target).phase, Waking)
+
+    def test_a_failed_target_gives_its_gpu_back(self) -> None:
+        target = life(Observed(replace(STARTING, failure="ImagePullBackOff")), start=WOKEN)
+        assert isinstance(target.phase, Failed)
+        assert desired_replicas(target) == 0
+        target = life(ScaleStarted(0), Observed(NONE), Scaled(0), start=target)
+        assert isinstance(target.phase, Failed)
+        assert isinstance(life(Observed(STARTING), start=target).phase, Waking)
+
+    def test_a_start_that_takes_too_long_has_failed_with_its_last_trouble(self) -> None:
+        target = life(Arrived(), ScaleStarted(1), ScaleFailed(1, "the API server is away", False), start=ASLEEP)
+        target = life(1800, Tick(), start=target)
+        assert isinstance(target.phase, Failed)
+        assert "the API server is away" in target.phase.cause
+
+    def test_a_scale_that_is_refused_fails_the_wake(self) -> None:
+        target = life(Arrived(), ScaleStarted(1), ScaleFailed(1, "forbidden", True), start=ASLEEP)
+        assert admits(target, 0) == Refuse("forbidden", 5)
+
+    def test_readiness_lost_is_waited_for(self) -> None:
+        target = life(Observed(STARTING), start=AWAKE)
+        assert isinstance(target.phase, Waking)
+        assert isinstance(life(Observed(READY), start=target).phase, Ready)
+
+    def test_stop_lets_leases_end_first(self) -> None:
+        target = life(Arrived(), Granted(), StopAsked(), start=AWAKE)
+        assert desired_replicas(target) is None
+        assert admits(target, 0) == Wait()
+        assert desired_replicas(life(Released(), start=target)) == 0
+
+    def test_a_caller_does_not_undo_a_stop_but_wakes_it_afterwards(self) -> None:
+        target = life(StopAsked(), Arrived(), start=AWAKE)
+        assert desired_replicas(target) == 0
+        target = life(ScaleStarted(0), Observed(NONE), Scaled(0), start=target)
+        assert isinstance(target.phase, Waking)
+
+    def test_a_stop_during_the_wake_tells_the_callers(self) -> None:
+        target = life(StopAsked(), start=WOKEN)
+        assert isinstance(target.phase, Failed)
+        assert "operator" in target.phase.cause
+
+    def test_a_stop_while_the_scale_up_is_on_its_way_is_not_lost(self) -> None:
+        target = life(Arrived(), ScaleStarted(1), Left(), StopAsked(), Observed(STARTING), Scaled(1), start=ASLEEP)
+        assert isinstance(target.phase, Draining)
+        assert desired_replicas(target) == 0
+
+    def test_an_operators_wake_needs_no_caller_and_no_back_off(self) -> None:
+        assert desired_replicas(life(WakeAsked(), start=ASLEEP)) == 1
+        failed = life(Observed(DEAD), start=WOKEN)
+        assert isinstance(life(WakeAsked(), start=failed).phase, Waking)
+
+    def test_an_operators_wake_during_the_drain_wakes_it_right_after(self) -> None:
+        target = life(300, Tick(), ScaleStarted(0), WakeAsked(), Observed(NONE), Scaled(0), start=AWAKE)
+        assert isinstance(target.phase, Waking)
+
+    @pytest.mark.parametrize(
+        ("target", "event"),
+        [
+            pytest.param(ASLEEP, Left(), id="nobody waits"),
+            pytest.param(ASLEEP, Released(), id="nobody has a lease"),
+            pytest.param(WOKEN, Granted(), id="a grant before it is ready"),
+        ],
+    )
+    def test_an_event_that_cannot_happen_is_refused(self, target: Target, event: Event) -> None:
+        with pytest.raises(ValueError, match=r"nobody|granted"):
+            step(target, event, 0, LIMITS)
+
+
+observations = st.builds(
+    Observation,
+    replicas=st.integers(0, 3),
+    live=st.integers(0, 3),
+    endpoints=st.sampled_from([(), HERE]),
+    failure=st.sampled_from([None, None, None, "it broke"]),
+)
+
+
+class Life(RuleBasedStateMachine):
+    """Random histories of one target: what callers, operators, the backend and the clock can do to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.target = Target(REF)
+
+    def apply(self, event: Event) -> None:
+        self.target = step(self.target, event, self.now, LIMITS)
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 5.0, 299.0, 300.0, 1800.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.apply(Tick())
+
+    @rule(event=st.sampled_from([Arrived(), WakeAsked(), StopAsked(), Tick(), Lost("away")]))
+    def something_happens(self, event: Event) -> None:
+        self.apply(event)
+
+    @precondition(lambda self: self.target.waiting)
+    @rule()
+    def a_caller_leaves(self) -> None:
+        self.apply(Left())
+
+    @precondition(lambda self: self.target.waiting and isinstance(self.target.phase, Ready))
+    @rule()
+    def a_lease_is_granted(self) -> None:
+        self.apply(Granted())
+
+    @precondition(lambda self: self.target.in_flight)
+    @rule()
+    def a_lease_ends(self) -> None:
+        self.apply(Released())
+
+    @rule(observation=observations)
+    def the_backend_tells(self, observation: Observation) -> None:
+        self.apply(Observed(observation))
+
+    @precondition(lambda self: self.target.sent is None and desired_replicas(self.target) is not None)
+    @rule()
+    def a_write_begins(self) -> None:
+        desired = desired_replicas(self.target)
+        assert desired is not None
+        self.apply(ScaleStarted(desired))
+
+    @precondition(lambda self: self.target.sent is not None)
+    @rule(final=st.sampled_from([None, True, False]))
+    def a_write_ends(self, final: bool | None) -> None:
+        assert self.target.sent is not None
+        sent = self.target.sent
+        self.apply(Scaled(sent) if final is None else ScaleFailed(sent, "no", final))
+
+    @invariant()
+    def counts_are_never_negative(self) -> None:
+        assert self.target.waiting >= 0
+        assert self.target.in_flight >= 0
+        assert self.target.failures >= 0
+
+    @invariant()
+    def desired_is_within_bounds(self) -> None:
+        desired = desired_replicas(self.target)
+        seen = self.target.observed.replicas if self.target.observed else 0
+        assert desired is None or 0 <= desired <= max(1, seen)
+
+    @invariant()
+    def a_target_with_a_lease_never_desires_zero(self) -> None:
+        assert not (self.target.in_flight and desired_replicas(self.target) == 0)
+
+    @invariant()
+    def nobody_waits_on_a_sleeping_target(self) -> None:
+        assert not (self.target.waiting and isinstance(self.target.phase, Asleep))
+
+    @invariant()
+    def time_moves_on(self) -> None:
+        deadline = next_deadline(self.target, LIMITS)
+        if deadline is not None:
+            after = next_deadline(step(self.target, Tick(), max(self.now, deadline), LIMITS), LIMITS)
+            assert after is None or after > deadline
+
+    @invariant()
+    def only_a_target_with_an_endpoint_serves(self) -> None:
+        admission = admits(self.target, self.now)
+        assert not isinstance(admission, Serve) or admission.endpoints
+
+    @invariant()
+    def it_has_settled(self) -> None:
+        assert step(self.target, Lost("x"), self.now, LIMITS) == self.target or isinstance(self.target.phase, Unknown)
+
+
+Life.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase
+
+
+@given(st.lists(st.sampled_from([NONE, STARTING, READY, ENDING]), min_size=1, max_size=6), st.integers(1, 3))
+def test_with_a_backend_that_obeys_every_caller_is_served(seen: list[Observation], callers: int) -> None:
+    target = Target(REF)
+    for observation in seen:
+        target = step(target, Observed(observation), 0, LIMITS)
+    for _ in range(callers):
+        target = step(target, Arrived(), 1000, LIMITS)
+    for _ in range(4):  # the backend does what is desired, and reports it
+        desired = desired_replicas(target)
+        assert desired is not None
+        if target.observed is None or desired != target.observed.replicas:
+            target = step(target, ScaleStarted(desired), 1000, LIMITS)
+            target = step(target, Observed(READY if desired else NONE), 1000, LIMITS)
+            target = step(target, Scaled(desired), 1000, LIMITS)
+        elif desired and not target.observed.endpoints:
+            target = step(target, Observed(READY), 1000, LIMITS)
+        elif not desired:
+            target = step(target, Observed(NONE), 1000, LIMITS)
+    for _ in range(callers):
+        assert isinstance(admits(target, 1000), Serve)
+        target = step(target, Granted(), 1000, LIMITS)
+    assert target.in_flight == callers
