@@ -1,0 +1,93 @@
+"""The one place that leans on how aiohttp's server works inside (pinned; tests/proxy/test_aiohttp_seam.py guards it).
+
+The server parses requests, keeps connections alive and runs the handler; the response's bytes go past it. So three
+things are needed that aiohttp does not promise: the parsed message with the target and the fields as they were
+received, a call back when a slow client has room again, and a handler's result that aiohttp writes nothing for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web import BaseRequest
+from aiohttp.web_protocol import RequestHandler
+
+from vllm_chill.errors import ResponseCut
+
+if TYPE_CHECKING:
+    from aiohttp.web import StreamResponse
+
+    _Response = StreamResponse
+else:
+    _Response = object
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Relayed(_Response):
+    """A response that has already gone to the client, byte for byte; what a handler returns to aiohttp for it.
+
+    `response_bytes` counts what was written to the client, the head included. `keep_alive` tells aiohttp whether
+    the client's connection stays open. `cut` is set when the upstream died within the response: the client's
+    connection has then been aborted. For type checkers this is a StreamResponse; at run time it is only what
+    aiohttp's server and access log ask of one.
+    """
+
+    __slots__ = ("cut", "keep_alive", "response_bytes", "status")
+    # A StreamResponse has properties of these names, which a plain attribute stands in for.
+    if TYPE_CHECKING:
+        status: int
+        keep_alive: bool
+
+    def __init__(self, status: int, response_bytes: int, *, keep_alive: bool, cut: ResponseCut | None = None) -> None:
+        self.status = status
+        self.response_bytes = response_bytes
+        self.keep_alive = keep_alive
+        self.cut = cut
+
+    @property
+    def body_length(self) -> int:
+        """What aiohttp's access log prints as the size."""
+        return self.response_bytes
+
+    async def prepare(self, request: BaseRequest) -> None:
+        """Nothing: the head has gone out."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing: the body has gone out."""
+
+
+def message_of(request: BaseRequest) -> RawRequestMessage:
+    """The request's head as aiohttp's parser left it: target and fields as they were received."""
+    return request._message
+
+
+def when_writable(protocol: RequestHandler, call: Callable[[], None]) -> None:
+    """Call once the client takes bytes again, or is gone. To be used while `protocol.writing_paused`.
+
+    aiohttp's own `drain` waits on the same future, so both may wait at a time. A callback and not an await, as
+    the response is written from the upstream's `data_received`, where nothing can be awaited.
+    """
+    waiter = protocol._drain_waiter
+    if waiter is None:
+        waiter = protocol._drain_waiter = asyncio.get_running_loop().create_future()
+
+    def resumed(future: asyncio.Future[None]) -> None:
+        if not future.cancelled():
+            future.exception()  # a client that left: seen, so that the loop does not log it
+        call()
+
+    waiter.add_done_callback(resumed)
+
+
+def cut_off(transport: asyncio.Transport, *, reset: bool) -> None:
+    """Drop the client's connection at once. `reset`: by RST, for a response whose end is the connection's end."""
+    connection: Any = transport.get_extra_info("socket")
+    if reset and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
