@@ -1,0 +1,200 @@
+"""One connection to an API server: raw JSON in and out, nothing deserialised into models.
+
+The rule: every call ends. A unary call has a deadline; a stream has one for its head, and its reader has one for
+every read. What the server said no to is an ApiError; not having reached it is Unreachable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from vllm_chill.adapters.kubernetes.credentials import Access, Credentials, Places, find
+from vllm_chill.errors import SettingError
+
+CALL_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
+
+Json = dict[str, Any]
+Query = Mapping[str, str | int]
+
+
+class ApiError(Exception):
+    """The API server answered with an error. `message` is its own, `reason` its word for it, such as Expired."""
+
+    def __init__(self, status: int, message: str, reason: str = "") -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+        self.reason = reason
+
+
+class Unreachable(Exception):
+    """The API server did not answer; the text is a sentence without a full stop."""
+
+
+@asynccontextmanager
+async def connect(
+    kubeconfig: str | None = None, *, places: Places | None = None, call_seconds: float = CALL_SECONDS
+) -> AsyncIterator[ApiClient]:
+    """A client for the API server that `credentials.find` finds. It makes no call: the server may be away.
+
+    Raises NoCredentials or SettingError.
+    """
+    credentials = find(kubeconfig, places)
+    access = await credentials.load()
+    # Like every client of Kubernetes, this one honours HTTPS_PROXY and NO_PROXY.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True) as session:
+        yield ApiClient(session, credentials, access, call_seconds=call_seconds)
+
+
+class ApiClient:
+    """Calls to one API server. Invariant: `_access` is what was last read, at `_loaded` on the loop's clock."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, credentials: Credentials, access: Access, *, call_seconds: float
+    ) -> None:
+        self._session = session
+        self._credentials = credentials
+        self._access = access
+        self._loaded = asyncio.get_running_loop().time()
+        self._loading = asyncio.Lock()
+        self._call_seconds = call_seconds
+
+    async def call(
+        self, method: str, path: str, *, query: Query | None = None, body: Json | None = None, patch: str = "merge"
+    ) -> Json:
+        """The server's answer as JSON. `patch` names the kind of patch that a PATCH's body is.
+
+        Raises ApiError or Unreachable.
+        """
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                return await self._call(method, path, query, body, patch)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
+            ) from error
+
+    @asynccontextmanager
+    async def stream(self, path: str, query: Query) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A GET whose body is still to be read, by a reader with deadlines of its own.
+
+        Raises ApiError or Unreachable on the way to the body, and aiohttp's errors within it.
+        """
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                response = await self._answer("GET", path, query, None, None)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
+            ) from error
+        try:
+            yield response
+        finally:
+            response.close()
+
+    async def _call(self, method: str, path: str, query: Query | None, body: Json | None, patch: str) -> Json:
+        data = None if body is None else json.dumps(body).encode()
+        content_type = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
+        response = await self._answer(method, path, query, data, content_type)
+        async with response:
+            try:
+                answer: Json = json.loads(await response.read())
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise Unreachable(self._cause(error)) from error
+            except ValueError as error:
+                raise Unreachable(f"{self._access.server} answered with something that is not JSON") from error
+            return answer
+
+    async def _answer(
+        self, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None
+    ) -> aiohttp.ClientResponse:
+        access = await self._fresh()
+        response = await self._send(access, method, path, query, data, content_type)
+        if response.status == 401:
+            response.release()
+            access = await self._load(access)
+            response = await self._send(access, method, path, query, data, content_type)
+        if response.status >= 400:
+            async with response:
+                raise await _error(response)
+        return response
+
+    async def _send(
+        self, access: Access, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json", "User-Agent": "vllm-chill"}
+        if access.authorization is not None:
+            headers["Authorization"] = access.authorization
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        url = URL(access.server + path, encoded=True)
+        url = url.update_query(query) if query else url
+        for again in (True, False):
+            try:
+                return await self._session.request(
+                    method,
+                    url,
+                    headers=headers,
+                    data=data,
+                    ssl=access.tls,
+                    server_hostname=access.server_name,
+                    proxy=access.proxy,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+                )
+            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+                # The server may have closed a kept connection as we took it up. All that is sent is idempotent.
+                if not again:
+                    raise Unreachable(self._cause(error)) from error
+            except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+                raise Unreachable(self._cause(error)) from error
+        raise AssertionError("the loop above returns or raises")
+
+    async def _fresh(self) -> Access:
+        fresh = self._credentials.fresh_seconds
+        if fresh is not None and asyncio.get_running_loop().time() >= self._loaded + fresh:
+            return await self._load(self._access)
+        return self._access
+
+    async def _load(self, stale: Access) -> Access:
+        async with self._loading:
+            if self._access is stale:
+                try:
+                    self._access = await self._credentials.load()
+                except SettingError as error:
+                    raise Unreachable(error.message) from error
+                self._loaded = asyncio.get_running_loop().time()
+            return self._access
+
+    def _cause(self, error: Exception) -> str:
+        match error:
+            case aiohttp.ConnectionTimeoutError() | TimeoutError():
+                why = f"it took no connection within {_CONNECT_SECONDS:g} s"
+            case aiohttp.ClientConnectorError(os_error=os_error):
+                why = os_error.strerror or str(os_error)
+            case aiohttp.ServerDisconnectedError() | ConnectionResetError():
+                why = "it closed the connection"
+            case _:
+                why = str(error) or type(error).__name__
+        return f"the API server {self._access.server} cannot be reached: {why}"
+
+
+async def _error(response: aiohttp.ClientResponse) -> ApiError:
+    try:
+        text = (await response.content.read(65536)).decode(errors="replace")
+    except (aiohttp.ClientError, ConnectionError):
+        text = ""
+    try:
+        status = json.loads(text)
+        return ApiError(response.status, str(status["message"]), str(status.get("reason") or ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        line = " ".join(text.split())[:300]
+        return ApiError(response.status, line or response.reason or "no message")

@@ -1,0 +1,147 @@
+"""A namespace of a real cluster, and hands to do things in it that users and operators do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json
+from vllm_chill.adapters.kubernetes.watch import ListWatch, Snapshot
+
+IMAGE = os.environ.get("CLUSTER_IMAGE", "vllm/vllm-openai:v0.11.0")
+"""What stands for vLLM: the control plane's node runs a stub in its place; any image with its /health will do."""
+
+_PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
+_CLUSTER_SCOPED = {"Namespace"}
+
+
+def path_of(item: Json, namespace: str | None = None) -> str:
+    """The path of the collection that an object belongs in."""
+    group, kind = item["apiVersion"], item["kind"]
+    root = f"/apis/{group}" if "/" in group else f"/api/{group}"
+    plural = _PLURALS.get(kind, f"{kind.lower()}s")
+    if kind in _CLUSTER_SCOPED:
+        return f"{root}/{plural}"
+    return f"{root}/namespaces/{namespace or item['metadata']['namespace']}/{plural}"
+
+
+class Cluster:
+    """One fresh namespace. `kubeconfig` is an administrator's."""
+
+    def __init__(self, api: ApiClient, kubeconfig: Path, namespace: str) -> None:
+        self.api = api
+        self.kubeconfig = kubeconfig
+        self.namespace = namespace
+
+    async def create(self, item: Json) -> Json:
+        """Create an object in this namespace, whatever namespace it names."""
+        item = {**item, "metadata": {**item["metadata"], "namespace": self.namespace}}
+        return await self.api.call("POST", path_of(item), body=item)
+
+    async def create_deployment(
+        self, name: str = "vllm", *, replicas: int = 0, load_seconds: float = 0.5, env: dict[str, str] | None = None
+    ) -> Json:
+        """A Deployment of the stub of vLLM, which takes `load_seconds` to load."""
+        return await self.create(deployment(name, replicas, {"STUB_LOAD_SECONDS": f"{load_seconds}", **(env or {})}))
+
+    async def create_service(self, name: str = "vllm-svc", *, app: str = "vllm") -> str:
+        """A Service for a Deployment's pods, port 80 to 8000; its cluster IP."""
+        ports = [{"port": 80, "targetPort": "http"}]
+        spec = {"selector": {"app": app}, "ports": ports}
+        service = await self.create({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+        return str(service["spec"]["clusterIP"])
+
+    async def deployment(self, name: str = "vllm") -> Json:
+        return await self.api.call("GET", f"{self._deployments}/{name}")
+
+    async def generation(self, name: str = "vllm") -> int:
+        """How often the Deployment's spec has been written, plus one."""
+        return int((await self.deployment(name))["metadata"]["generation"])
+
+    async def replicas(self, name: str = "vllm") -> int:
+        return int((await self.deployment(name))["spec"]["replicas"])
+
+    async def scale(self, replicas: int, name: str = "vllm") -> None:
+        """Scale it as someone else would."""
+        await self.patch(f"{self._deployments}/{name}/scale", {"spec": {"replicas": replicas}})
+
+    async def set_image(self, image: str, name: str = "vllm") -> None:
+        container = {"name": "vllm", "image": image}
+        await self.patch(
+            f"{self._deployments}/{name}",
+            {"spec": {"template": {"spec": {"containers": [container]}}}},
+            "strategic-merge",
+        )
+
+    async def delete_deployment(self, name: str = "vllm") -> None:
+        await self.api.call("DELETE", f"{self._deployments}/{name}", query={"propagationPolicy": "Background"})
+
+    async def pods(self, name: str = "vllm") -> list[Json]:
+        listing = await self.api.call("GET", self._pods, query={"labelSelector": f"app={name}"})
+        return list(listing["items"])
+
+    async def delete_pods(self, name: str = "vllm") -> None:
+        for pod in await self.pods(name):
+            await self.api.call("DELETE", f"{self._pods}/{pod['metadata']['name']}")
+
+    async def until_pods(
+        self, holds: Callable[[list[Json]], bool], name: str = "vllm", seconds: float = 30
+    ) -> list[Json]:
+        """Wait until the Deployment's pods are such that `holds` is true."""
+        return await self._until(self._pods, f"app={name}", holds, seconds)
+
+    async def patch(self, path: str, body: Json, kind: str = "merge") -> Json:
+        return await self.api.call("PATCH", path, body=body, patch=kind)
+
+    async def delete(self, path: str) -> None:
+        try:
+            await self.api.call("DELETE", path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    @property
+    def _deployments(self) -> str:
+        return f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
+
+    @property
+    def _pods(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods"
+
+    async def _until(self, path: str, selector: str, holds: Callable[[list[Json]], bool], seconds: float) -> list[Json]:
+        watch: ListWatch[Json] = ListWatch(self.api, path, {"labelSelector": selector}, lambda item: item)
+        async with asyncio.timeout(seconds):
+            async for step in watch.steps():
+                if isinstance(step, Snapshot) and holds(list(step.objects.values())):
+                    return list(step.objects.values())
+        raise AssertionError("a watch does not end by itself")
+
+
+def deployment(name: str, replicas: int, env: dict[str, str]) -> Json:
+    """A Deployment like the one in deploy/example, made to be quick."""
+    labels = {"app": name}
+    container: dict[str, Any] = {
+        "name": "vllm",
+        "image": IMAGE,
+        "args": ["--model", "stub"],
+        "env": [{"name": key, "value": value} for key, value in env.items()],
+        "ports": [{"name": "http", "containerPort": 8000}],
+        "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1},
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"terminationGracePeriodSeconds": 2, "enableServiceLinks": False, "containers": [container]},
+            },
+        },
+    }
