@@ -1,0 +1,44 @@
+"""A real API server takes every manifest, and keeps every field of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster.cluster import Cluster, path_of
+
+from vllm_chill.adapters.kubernetes.client import ApiError
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def manifests() -> list[Any]:
+    return [
+        pytest.param(item, id=f"{file.parent.name}-{item['kind']}")
+        for file in sorted(DEPLOY.rglob("*.yaml"))
+        for item in yaml.safe_load_all(file.read_text())
+        if item["kind"] != "Kustomization"
+    ]
+
+
+def dropped(sent: Any, kept: Any, path: str = "") -> list[str]:
+    """What of `sent` is not in `kept`: a server lets go of the fields that it does not know."""
+    if isinstance(sent, dict) and isinstance(kept, dict):
+        return [why for key, value in sent.items() for why in dropped(value, kept.get(key), f"{path}.{key}")]
+    if isinstance(sent, list) and isinstance(kept, list) and len(sent) == len(kept):
+        return [why for i, pair in enumerate(zip(sent, kept, strict=True)) for why in dropped(*pair, f"{path}[{i}]")]
+    return [] if sent == kept else [f"{path}: {sent!r} became {kept!r}"]
+
+
+@pytest.mark.parametrize("item", manifests())
+async def test_the_api_server_takes(item: dict[str, Any], cluster: Cluster) -> None:
+    if item["kind"] != "Namespace":
+        item = {**item, "metadata": {**item["metadata"], "namespace": cluster.namespace}}
+    try:
+        kept = await cluster.api.call("POST", path_of(item), query={"dryRun": "All"}, body=item)
+    except ApiError as error:
+        assert (error.reason, item["kind"]) == ("AlreadyExists", "Namespace")  # noqa: PT017 - the only one allowed
+        return
+    assert dropped(item, kept) == []

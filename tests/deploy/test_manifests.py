@@ -1,0 +1,135 @@
+"""The manifests' structure, without a cluster. tests/cluster/test_manifests.py has a real API server take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import durationpy
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FOLDERS = [DEPLOY, DEPLOY / "example"]
+
+
+def objects(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(file.read_text()))
+
+
+def only(file: str, kind: str) -> dict[str, Any]:
+    [found] = [item for item in objects(DEPLOY / file) if item["kind"] == kind]
+    return found
+
+
+def pod_of(file: str) -> dict[str, Any]:
+    spec: dict[str, Any] = only(file, "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def arguments(file: str) -> dict[str, str]:
+    [container] = pod_of(file)["containers"]
+    return dict(argument.removeprefix("--").split("=", 1) for argument in container["args"] if "=" in argument)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
+    [kustomization] = objects(folder / "kustomization.yaml")
+    assert set(kustomization["resources"]) == {f.name for f in folder.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_everything_is_in_the_kustomizations_namespace(folder: Path) -> None:
+    [kustomization] = objects(folder / "kustomization.yaml")
+    for file in kustomization["resources"]:
+        for item in objects(folder / file):
+            named = item["metadata"]["name"] if item["kind"] == "Namespace" else item["metadata"]["namespace"]
+            assert named == kustomization["namespace"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_image_is_pinned_and_can_be_overridden(folder: Path) -> None:
+    [kustomization] = objects(folder / "kustomization.yaml")
+    pinned = {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
+    used = {container["image"] for container in pod_of(str(folder / "deployment.yaml"))["containers"]}
+    assert used == pinned
+
+
+def test_the_proxy_runs_without_any_privilege() -> None:
+    pod = pod_of("deployment.yaml")
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    [container] = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_proxy_asks_for_little() -> None:
+    [container] = pod_of("deployment.yaml")["containers"]
+    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}}
+
+
+def test_the_proxy_is_probed_where_it_answers_itself() -> None:
+    [container] = pod_of("deployment.yaml")["containers"]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+
+
+def test_a_proxy_that_stops_has_the_time_to_drain() -> None:
+    drain = durationpy.from_str(arguments("deployment.yaml")["drain-timeout"]).total_seconds()
+    assert pod_of("deployment.yaml")["terminationGracePeriodSeconds"] >= drain + 10
+
+
+@pytest.mark.parametrize("file", ["deployment.yaml", "example/deployment.yaml"])
+def test_no_service_sets_variables_in(file: str) -> None:
+    assert pod_of(file)["enableServiceLinks"] is False
+
+
+def test_the_role_names_the_deployment_that_the_proxy_scales() -> None:
+    arg = arguments("deployment.yaml")["deployment"]
+    rules = only("rbac.yaml", "Role")["rules"]
+    assert {name for rule in rules for name in rule.get("resourceNames", [])} == {arg}
+    assert only("example/deployment.yaml", "Deployment")["metadata"]["name"] == arg
+
+
+def test_the_role_is_the_proxys() -> None:
+    account = only("serviceaccount.yaml", "ServiceAccount")["metadata"]["name"]
+    [subject] = only("rbac.yaml", "RoleBinding")["subjects"]
+    assert subject["name"] == account == pod_of("deployment.yaml")["serviceAccountName"]
+    assert only("rbac.yaml", "RoleBinding")["roleRef"]["name"] == only("rbac.yaml", "Role")["metadata"]["name"]
+
+
+def test_the_services_lead_from_the_ingress_to_the_model() -> None:
+    ingress = only("ingress.yaml", "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    proxy, model = only("service.yaml", "Service"), only("example/service.yaml", "Service")
+    assert ingress["name"] == proxy["metadata"]["name"] == "vllm-chill-svc"
+    assert arguments("deployment.yaml")["target-host"] == model["metadata"]["name"]
+    assert arguments("deployment.yaml")["target-port"] == str(model["spec"]["ports"][0]["port"])
+    for service, file in ((proxy, "deployment.yaml"), (model, "example/deployment.yaml")):
+        labels = only(file, "Deployment")["spec"]["template"]["metadata"]["labels"]
+        assert service["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_ingress_waits_for_a_cold_start_and_streams() -> None:
+    prefix = "nginx.ingress.kubernetes.io/"
+    annotations = only("ingress.yaml", "Ingress")["metadata"]["annotations"]
+    start = durationpy.from_str(arguments("deployment.yaml")["start-timeout"]).total_seconds()
+    assert int(annotations[prefix + "proxy-read-timeout"]) >= start
+    assert int(annotations[prefix + "proxy-send-timeout"]) >= start
+    assert annotations[prefix + "proxy-buffering"] == "off"
+
+
+def test_the_example_sleeps_until_it_is_woken_and_may_load_for_as_long_as_the_proxy_waits() -> None:
+    vllm = only("example/deployment.yaml", "Deployment")["spec"]
+    assert vllm["replicas"] == 0
+    assert vllm["strategy"] == {"type": "Recreate"}
+    [container] = vllm["template"]["spec"]["containers"]
+    start = durationpy.from_str(arguments("deployment.yaml")["start-timeout"]).total_seconds()
+    assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] >= start
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    volumes = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert volumes == {"cache": "/cache", "shm": "/dev/shm"}
