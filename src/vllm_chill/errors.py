@@ -77,6 +77,26 @@ class NotFound(AnswerableError):
     code = "not_found"
 
 
+class ExpectationFailed(AnswerableError):
+    """The request expects something of the proxy that it does not do."""
+
+    status = 417
+    type = "invalid_request_error"
+    code = "expectation_failed"
+
+
+class InternalError(AnswerableError):
+    """A bug of ours: the log has the traceback."""
+
+
+class StopFailed(AnswerableError):
+    """The backend did not put the target to sleep."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "stop_failed"
+
+
 class ServiceUnavailable(AnswerableError):
     """The target cannot serve now, and may later."""
 

@@ -1,0 +1,1 @@
+"""What vllm-chill tells of itself: metrics, logs. Every name is declared once, here."""

@@ -1,0 +1,204 @@
+"""The whole program put together: settings in, a running proxy out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.core.target import Endpoint, Limits, Ready, Target, TargetRef
+from vllm_chill.errors import SettingError
+from vllm_chill.ports import ClusterBackend, Recorder
+from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.settings import Settings, service_link
+from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.server import ProxyServer
+
+VERSION = version("vllm-chill")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `serve` is asked to do, checked as a whole: settings that fit one another, and the command if any."""
+
+    settings: Settings
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.settings.backend == "kubernetes" and self.command:
+            raise SettingError(
+                f"a command is given ({self.command[0]} ...), but --backend is kubernetes; "
+                "add --backend process to run it"
+            )
+        if self.settings.backend == "process" and not self.command:
+            raise SettingError(
+                "--backend process needs the command to run; give it after --, as in: "
+                "vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}"
+            )
+
+    @property
+    def ref(self) -> TargetRef:
+        """The target's name."""
+        if self.settings.backend == "process":
+            return TargetRef("process", self.command[0].rpartition("/")[2])
+        return TargetRef(self.settings.namespace, self.settings.deployment)
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the target's life."""
+        return Limits(self.settings.idle_timeout.total_seconds(), self.settings.start_timeout.total_seconds())
+
+    @property
+    def options(self) -> ProxyOptions:
+        """How requests are proxied."""
+        s = self.settings
+        return ProxyOptions(
+            hold_seconds=s.wake_timeout.total_seconds(),
+            replay_bytes=s.replay_limit,
+            timeouts=RelayTimeouts(s.connect_timeout.total_seconds(), s.response_timeout.total_seconds()),
+        )
+
+
+class _Record:
+    """Everybody who wants to know what happens to the target, as one recorder."""
+
+    def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
+        self._recorders = recorders
+        self._pool = pool
+
+    def changed(self, before: Target, after: Target, now: float) -> None:
+        if isinstance(before.phase, Ready) and before.observed is not None and not isinstance(after.phase, Ready):
+            for endpoint in before.observed.endpoints:
+                self._pool.close_endpoint(endpoint)
+        for recorder in self._recorders:
+            recorder.changed(before, after, now)
+
+    def held(self, seconds: float) -> None:
+        for recorder in self._recorders:
+            recorder.held(seconds)
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        for recorder in self._recorders:
+            recorder.scaled(target, replicas, error)
+
+
+@contextlib.asynccontextmanager
+async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
+    """The backend that the plan names. Raises SettingError."""
+    settings = plan.settings
+    if settings.backend == "process":
+        from vllm_chill.adapters.process import Command, ProcessBackend
+
+        fixed = settings.target_port if "target_port" in settings.model_fields_set else None
+        command = Command(
+            plan.command,
+            port=fixed,
+            health_path=settings.health_path,
+            stop_seconds=settings.stop_timeout.total_seconds(),
+        )
+        engine = structlog.get_logger("engine")
+        async with ProcessBackend(command, engine.info) as process:
+            yield process
+    else:
+        # Imported when it is used: the client's models are a third of the proxy's memory.
+        from vllm_chill.adapters.kubernetes.client import connect
+        from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+
+        async with connect(settings.kubeconfig) as api:
+            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port))
+
+
+async def serve(
+    plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None
+) -> None:
+    """Run the proxy until SIGTERM or SIGINT, then drain it. Logging is configured by the caller.
+
+    `listening` is told the address once connections are accepted. Raises SettingError for what cannot work.
+    """
+    log = structlog.get_logger("vllm_chill")
+    settings, options = plan.settings, plan.options
+    if (link := service_link()) is not None:
+        log.warning(
+            "VLLM_PORT is ignored: Kubernetes wrote it for a Service called vllm",
+            value=link,
+            hint="set enableServiceLinks: false, or use --target-port",
+        )
+    async with contextlib.AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(open_backend(plan))
+        metrics = Metrics(CollectorRegistry(), VERSION)
+        pool = UpstreamPool()
+        stack.push_async_callback(pool.aclose)
+        controller = ScaleController(
+            plan.ref, plan.limits, backend, _Record((TargetRecorder(metrics), *recorders), pool)
+        )
+        metrics.follow(lambda: controller.target, controller.now)
+        proxy = ProxyHandler(controller, pool, metrics, options)
+        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
+        server = ProxyServer(proxy.proxy, admin.handle, metrics)
+        stack.push_async_callback(server.close)
+        running = await stack.enter_async_context(_running(controller))
+        host, port = await _listen(server, settings)
+        log.info("listening", host=host, port=port, target=str(plan.ref), backend=settings.backend, version=VERSION)
+        if listening is not None:
+            listening(host, port)
+        await _until_stopped(server, settings, running)
+
+
+@contextlib.asynccontextmanager
+async def _running(controller: ScaleController) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(controller.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
+    try:
+        addresses = await server.listen(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SettingError(
+            f"cannot listen on {settings.host} port {settings.port}: {reason}; give another --host or --port"
+        ) from error
+    return addresses[0]
+
+
+async def _until_stopped(server: ProxyServer, settings: Settings, running: asyncio.Task[None]) -> None:
+    log = structlog.get_logger("vllm_chill")
+    stopped: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.put_nowait, number)
+    first = asyncio.create_task(stopped.get())
+    await asyncio.wait([first, running], return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        first.cancel()
+        running.result()
+        return
+    delay = 0.0 if first.result() is signal.SIGINT else settings.shutdown_delay.total_seconds()
+    log.info("draining", signal=first.result().name, drain_timeout_seconds=settings.drain_timeout.total_seconds())
+    drain = asyncio.create_task(server.drain(delay, settings.drain_timeout.total_seconds()))
+    again = asyncio.create_task(stopped.get())
+    await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
+    if not drain.done():
+        log.warning("stopped at once, as asked for a second time")
+    elif drain.result():
+        log.info("drained")
+    else:
+        log.warning("requests are cut off: they took longer than --drain-timeout")
+    for task in (drain, again):
+        task.cancel()
+    await asyncio.wait([drain, again])

@@ -1,0 +1,90 @@
+"""One proxied request: a lease, the relay, and at most one replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+
+from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.errors import ExpectationFailed, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.relay import RelayTimeouts, relay
+from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.metrics import Metrics
+
+_NEWS_SECONDS = 1.0
+"""How long the backend gets to tell of a death that a request has already met."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """How requests are proxied: how long one is held, and how large a body is kept for a replay."""
+
+    hold_seconds: float
+    replay_bytes: int
+    timeouts: RelayTimeouts
+
+
+class ProxyHandler:
+    """Proxies requests to one target."""
+
+    def __init__(
+        self, controller: ScaleController, pool: UpstreamPool, metrics: Metrics, options: ProxyOptions
+    ) -> None:
+        self._controller = controller
+        self._pool = pool
+        self._metrics = metrics
+        self._options = options
+
+    async def proxy(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer with what the target answers, once it is ready.
+
+        Raises an AnswerableError while nothing has reached the client.
+        """
+        expects = _expects_continue(request)
+        body = RequestBody(request, self._options.replay_bytes)
+        with await self._lease() as lease:
+            if expects:
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            try:
+                return await self._relay(request, body, lease)
+            except (UpstreamRefused, UpstreamReset):
+                if not body.replayable:
+                    raise
+        return await self._replay(request, body, lease)
+
+    async def scrape(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        """Pass a request to the target without a use of it being counted; None if the target is not ready."""
+        endpoint = self._controller.endpoint
+        if endpoint is None:
+            return None
+        body = RequestBody(request, self._options.replay_bytes)
+        return await relay(request, body, endpoint, self._pool, self._options.timeouts)
+
+    async def _lease(self) -> Lease:
+        return self._controller.lease_now() or await self._controller.lease(self._options.hold_seconds)
+
+    async def _replay(self, request: web.BaseRequest, body: RequestBody, lost: Lease) -> web.StreamResponse:
+        # The upstream died under the request: nothing is lost, so it is held again and sent once more.
+        self._metrics.replays.inc()
+        if self._controller.endpoint == lost.endpoint:
+            await self._controller.changed(within_seconds=_NEWS_SECONDS)
+        with await self._lease() as lease:
+            return await self._relay(request, body, lease)
+
+    async def _relay(self, request: web.BaseRequest, body: RequestBody, lease: Lease) -> web.StreamResponse:
+        response = await relay(request, body, lease.endpoint, self._pool, self._options.timeouts)
+        if response.cut is not None:
+            self._metrics.responses_cut.inc()
+        return response
+
+
+def _expects_continue(request: web.BaseRequest) -> bool:
+    expect = request.headers.get(hdrs.EXPECT)
+    if expect is None or request.version < HttpVersion11:
+        return False
+    if expect.lower() != "100-continue":
+        raise ExpectationFailed(f'Expect: {expect} is not known; send "100-continue" or nothing.')
+    return True

@@ -1,0 +1,265 @@
+"""Every setting, declared once: its flag, its variable, its default with the reason, and what it accepts.
+
+The rule: a flag wins over the environment, an empty variable is unset, and a value that cannot be used becomes
+one sentence that names the setting, the value and what is accepted. The command line and the reference page
+are made from these fields.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import durationpy
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from vllm_chill.errors import SettingError
+from vllm_chill.telemetry.logs import LogFormat, LogLevel
+
+_LONGEST = timedelta(days=365)
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    try:
+        duration: timedelta = durationpy.from_str(str(value).strip())
+    except (ValueError, OverflowError):
+        raise ValueError("not a duration") from None
+    return duration
+
+
+def _above_zero(value: timedelta) -> timedelta:
+    if not timedelta(0) < value <= _LONGEST:
+        raise ValueError("out of range")
+    return value
+
+
+def _zero_or_more(value: timedelta) -> timedelta:
+    if not timedelta(0) <= value <= _LONGEST:
+        raise ValueError("out of range")
+    return value
+
+
+_BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
+
+
+def _size(value: object) -> int:
+    text = str(value).strip()
+    return int(_BYTES.validate_python(f"{text}B" if re.search(r"[kKMGT]i$", text) else text))
+
+
+def _matches(pattern: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise ValueError("does not match")
+        return value
+
+    return AfterValidator(check)
+
+
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+
+PositiveDuration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_above_zero)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_zero_or_more)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0, le=1 << 40)]
+Label = Annotated[str, _matches(_LABEL)]
+Subdomain = Annotated[str, Field(max_length=253), _matches(rf"{_LABEL}(?:\.{_LABEL})*")]
+_NAME_OR_IPV4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?"
+_IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+Host = Annotated[str, Field(max_length=253), _matches(rf"{_NAME_OR_IPV4}|{_IPV6}")]
+UrlPath = Annotated[str, _matches(r"/[!-~]*")]
+
+_DURATION = "a duration above zero, such as 5m or 1h30m"
+_ANY_DURATION = "a duration of zero or more, such as 30s or 10m"
+_PORT = "a port from 1 to 65535"
+_HOST = "a host name or an IP address, without scheme and port"
+
+
+def _setting(default: Any, env: str, group: str, accepts: str, description: str) -> Any:
+    return Field(
+        default,
+        validation_alias=env,
+        description=description,
+        json_schema_extra={"group": group, "accepts": accepts},
+    )
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, without what Kubernetes writes there for a Service that is called `vllm`."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        if service_link() is not None:
+            found.pop("VLLM_PORT", None)
+        return found
+
+
+def service_link() -> str | None:
+    """The value of VLLM_PORT where Kubernetes wrote it for a Service called `vllm` (`tcp://10.0.0.1:80`)."""
+    value = os.environ.get("VLLM_PORT", "")
+    return value if re.fullmatch(r"(tcp|udp|sctp)://.*", value) else None
+
+
+class Settings(BaseSettings):
+    """What `vllm-chill serve` runs with."""
+
+    model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True, frozen=True, extra="ignore")
+
+    backend: Literal["kubernetes", "process"] = _setting(
+        "kubernetes", "VLLM_CHILL_BACKEND", "Target", "kubernetes or process",
+        "What runs the target: a Deployment in Kubernetes, or the command after -- on this machine.",
+    )  # fmt: skip
+    namespace: Label = _setting(
+        "ai-apps", "VLLM_NAMESPACE", "Target", "a Kubernetes namespace: lower-case letters, digits and -",
+        "Namespace of the Deployment.",
+    )  # fmt: skip
+    deployment: Subdomain = _setting(
+        "vllm", "VLLM_DEPLOYMENT", "Target", "a Deployment's name: lower-case letters, digits, - and .",
+        "Name of the Deployment that is scaled.",
+    )  # fmt: skip
+    target_host: Host = _setting(
+        "vllm-svc", "VLLM_TARGET", "Target", _HOST,
+        "Host that requests go to: the Service of the Deployment.",
+    )  # fmt: skip
+    target_port: Annotated[int, Field(ge=1, le=65535)] = _setting(
+        80, "VLLM_PORT", "Target", _PORT,
+        "Port that requests go to. With --backend process: the port that {port} becomes; a free one if not set.",
+    )  # fmt: skip
+    kubeconfig: str | None = _setting(
+        None, "KUBECONFIG", "Target", "the path of a kubeconfig file",
+        "Credentials for the API server. Not set: in-cluster credentials, else ~/.kube/config.",
+    )  # fmt: skip
+    health_path: UrlPath = _setting(
+        "/health", "HEALTH_PATH", "Target", "a path that begins with /",
+        "With --backend process: the path that answers 200 once the engine is ready; vLLM's is /health.",
+    )  # fmt: skip
+    idle_timeout: PositiveDuration = _setting(
+        timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,
+        "Put the target to sleep when it has been unused for this long, from the last byte of the last response. "
+        "Five minutes outlast the pauses in a conversation.",
+    )  # fmt: skip
+    wake_timeout: PositiveDuration = _setting(
+        timedelta(minutes=2), "WAKE_TIMEOUT", "Timing", _DURATION,
+        "How long a request is held while the target wakes, before it is told to retry. Two minutes cover most "
+        "models and fit most clients' own timeouts.",
+    )  # fmt: skip
+    start_timeout: PositiveDuration = _setting(
+        timedelta(minutes=30), "START_TIMEOUT", "Timing", _DURATION,
+        "How long the target may take to become ready, whoever waits; then its start has failed. Half an hour "
+        "covers the first download of a large model.",
+    )  # fmt: skip
+    stop_timeout: Duration = _setting(
+        timedelta(seconds=30), "STOP_TIMEOUT", "Timing", _ANY_DURATION,
+        "With --backend process: how long the engine may take to end after SIGTERM, before SIGKILL. The same as "
+        "Kubernetes' grace period.",
+    )  # fmt: skip
+    drain_timeout: Duration = _setting(
+        timedelta(minutes=10), "DRAIN_TIMEOUT", "Timing", _ANY_DURATION,
+        "After SIGTERM: how long held and streaming requests may take to finish.",
+    )  # fmt: skip
+    shutdown_delay: Duration = _setting(
+        timedelta(seconds=5), "SHUTDOWN_DELAY", "Timing", _ANY_DURATION,
+        "After SIGTERM: how long connections are still accepted while /readyz says 503, so that load balancers "
+        "have time to notice. Skipped for Ctrl-C.",
+    )  # fmt: skip
+    connect_timeout: PositiveDuration = _setting(
+        timedelta(seconds=5), "CONNECT_TIMEOUT", "Timing", _DURATION,
+        "How long a connection to the target may take.",
+    )  # fmt: skip
+    response_timeout: PositiveDuration = _setting(
+        timedelta(minutes=30), "RESPONSE_TIMEOUT", "Timing", _DURATION,
+        "How long the target may be silent before its response begins. A long answer that is not streamed "
+        "begins with its last token.",
+    )  # fmt: skip
+    host: Host = _setting(
+        "0.0.0.0", "HOST", "Listening", _HOST,  # noqa: S104 - a proxy in a container is reached from outside
+        "Address to listen on.",
+    )  # fmt: skip
+    port: Annotated[int, Field(ge=0, le=65535)] = _setting(
+        8080, "PORT", "Listening", "a port from 1 to 65535, or 0 for any that is free",
+        "Port to listen on.",
+    )  # fmt: skip
+    replay_limit: Size = _setting(
+        1 << 20, "REPLAY_LIMIT", "Listening", "a size in bytes, such as 1Mi or 262144",
+        "Request bodies up to this size are kept until the response begins, so that they can be sent again if "
+        "the target dies before; larger ones stream through. Chat requests are well below 1Mi.",
+    )  # fmt: skip
+    log_format: LogFormat = _setting(
+        "console", "LOG_FORMAT", "Logging", "console or json",
+        "How log lines look.",
+    )  # fmt: skip
+    log_level: LogLevel = _setting(
+        "info", "LOG_LEVEL", "Logging", "debug, info, warning or error",
+        "The least level that is logged.",
+    )  # fmt: skip
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; nothing else."""
+        return init_settings, _Environment(settings_cls)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: `idle_timeout` is `--idle-timeout`."""
+    return "--" + name.replace("_", "-")
+
+
+def env_of(field: FieldInfo) -> str:
+    """The environment variable of a field."""
+    assert isinstance(field.validation_alias, str)
+    return field.validation_alias
+
+
+def extra_of(field: FieldInfo, key: Literal["group", "accepts"]) -> str:
+    """What a field says of itself besides its description."""
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra[key])
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as a user would write it; empty if there is none."""
+    match field.default:
+        case None:
+            return ""
+        case timedelta():
+            return str(durationpy.to_str(field.default))
+        case int() if field.metadata and field.default and field.default % (1 << 20) == 0:
+            return f"{field.default >> 20}Mi"
+        case _:
+            return str(field.default)
+
+
+def load_settings(flags: Mapping[str, str]) -> Settings:
+    """The settings from flags (field name to text) and the environment.
+
+    Raises SettingError with one line for each value that cannot be used.
+    """
+    fields = Settings.model_fields
+    try:
+        given: dict[str, Any] = {env_of(fields[name]): value for name, value in flags.items()}
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingError("\n".join(_complaint(dict(e), flags) for e in error.errors())) from None
+
+
+def _complaint(error: dict[str, Any], flags: Mapping[str, str]) -> str:
+    env = str(error["loc"][0])
+    name, field = next((n, f) for n, f in Settings.model_fields.items() if env_of(f) == env)
+    setting = flag_of(name) if name in flags else env
+    return f"{setting}: {json.dumps(str(error['input']))} is not accepted; give {extra_of(field, 'accepts')}"

@@ -1,0 +1,151 @@
+"""Every metric, declared once, on a registry that is passed in.
+
+The rule: labels are bounded (a route, a method, a status; never a path, a user or a model), units are in the
+names, and what is a state is read off the target when somebody asks, so that a request pays for counts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from vllm_chill.core.routing import Route
+from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Unknown, Waking
+
+# From a cached answer of a small model to a cold start of a large one: 5 ms to 30 min.
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800)
+WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_STATES: dict[type, int] = {Unknown: 0, Asleep: 0, Failed: 0, Waking: 1, Ready: 2, Draining: 3}
+
+
+def vllm_state(target: Target) -> int:
+    """The target's phase as a number: 0 stopped, 1 starting, 2 running, 3 stopping."""
+    return _STATES[type(target.phase)]
+
+
+class _RequestMetrics(NamedTuple):
+    ended: Counter
+    duration: Histogram
+
+
+class _TargetGauges(Collector):
+    """Gauges read off the target at the moment of the scrape."""
+
+    def __init__(self, target: Callable[[], Target], now: Callable[[], float]) -> None:
+        self._target = target
+        self._now = now
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        target = self._target()
+        idle = 0.0
+        if isinstance(target.phase, Ready) and not target.waiting and not target.in_flight:
+            idle = self._now() - target.phase.idle_since
+        yield GaugeMetricFamily(
+            "vllm_chill_requests_waiting", "Requests that are held until the target is ready.", target.waiting
+        )
+        yield GaugeMetricFamily(
+            "vllm_chill_requests_in_flight", "Requests that the target is answering.", target.in_flight
+        )
+        yield GaugeMetricFamily(
+            "vllm_chill_current_replicas",
+            "Replicas that the target was last seen to be asked for.",
+            target.observed.replicas if target.observed is not None else 0,
+        )
+        yield GaugeMetricFamily(
+            "vllm_chill_idle_time_seconds", "For how long the target has been ready and unused; 0 in use.", idle
+        )
+        yield GaugeMetricFamily(
+            "vllm_chill_vllm_state",
+            "Phase of the target: 0 stopped, 1 starting, 2 running, 3 stopping.",
+            vllm_state(target),
+        )
+
+
+class Metrics:
+    """All metrics of one proxy, and their exposition."""
+
+    def __init__(self, registry: CollectorRegistry, version: str) -> None:
+        self.registry = registry
+        self._requests = Counter(
+            "vllm_chill_requests_total",
+            "Requests that ended. status is what the caller got, or 499 if the caller left first.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self._durations = Histogram(
+            "vllm_chill_request_duration_seconds",
+            "Time from a request's head to the last byte of its answer, the hold included.",
+            ("route",),
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.wake_duration = Histogram(
+            "vllm_chill_wake_duration_seconds",
+            "Time from the wish for a replica to the target's being ready.",
+            buckets=WAKE_BUCKETS,
+            registry=registry,
+        )
+        self.hold_duration = Histogram(
+            "vllm_chill_hold_duration_seconds",
+            "Time for which a request was held, whatever came of it; requests to a ready target are not held.",
+            buckets=WAKE_BUCKETS,
+            registry=registry,
+        )
+        self.scale_operations = Counter(
+            "vllm_chill_scale_operations_total",
+            "Writes of a number of replicas to the backend.",
+            ("direction", "outcome"),
+            registry=registry,
+        )
+        self.replays = Counter(
+            "vllm_chill_replays_total",
+            "Requests that were sent a second time because the upstream died before its first response byte.",
+            registry=registry,
+        )
+        self.responses_cut = Counter(
+            "vllm_chill_responses_cut_total",
+            "Responses that ended early because the upstream died within them.",
+            registry=registry,
+        )
+        Gauge("vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=registry).labels(
+            version
+        ).set(1)
+        ProcessCollector(registry=registry)
+        self._children: dict[tuple[str, Route, int], _RequestMetrics] = {}
+        for direction in ("up", "down"):
+            for outcome in ("success", "failure"):
+                self.scale_operations.labels(direction, outcome)
+
+    def follow(self, target: Callable[[], Target], now: Callable[[], float]) -> None:
+        """Expose the state of a target; `now` is on the clock of its phases."""
+        self.registry.register(_TargetGauges(target, now))
+
+    def request_ended(self, method: str, route: Route, status: int, seconds: float) -> None:
+        """Count one request and its time."""
+        children = self._children.get((method, route, status))
+        if children is None:
+            children = self._request_metrics(method, route, status)
+        children.ended.inc()
+        children.duration.observe(seconds)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The page for a scraper that accepts `accept`, and its content type: Prometheus text or OpenMetrics."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _request_metrics(self, method: str, route: Route, status: int) -> _RequestMetrics:
+        label = method if method in _METHODS else "OTHER"
+        children = _RequestMetrics(
+            self._requests.labels(label, route.value, str(status)), self._durations.labels(route.value)
+        )
+        if method == label:  # what callers make up is not remembered
+            self._children[method, route, status] = children
+        return children

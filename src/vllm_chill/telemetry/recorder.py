@@ -1,0 +1,69 @@
+"""The record of a target's life: one log line and the right metrics for each change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from vllm_chill.core.target import Asleep, Draining, Failed, Phase, Ready, SleepReason, Target, Unknown, Waking
+from vllm_chill.telemetry.metrics import Metrics
+
+
+class TargetRecorder:
+    """ports.Recorder on Metrics and the log."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._log = structlog.get_logger("vllm_chill.target")
+
+    def changed(self, before: Target, after: Target, now: float) -> None:
+        """Log the new phase with its reason; a wake that succeeded is measured."""
+        fields: dict[str, Any] = {"target": str(after.ref), "waiting": after.waiting, "in_flight": after.in_flight}
+        if isinstance(before.phase, Waking) and isinstance(after.phase, Ready):
+            fields["after_seconds"] = round(now - before.phase.since, 3)
+            self._metrics.wake_duration.observe(now - before.phase.since)
+        level = self._log.error if isinstance(after.phase, Failed) else self._log.info
+        level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase))
+
+    def held(self, seconds: float) -> None:
+        """Measure a hold."""
+        self._metrics.hold_duration.observe(seconds)
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        """Count a write to the backend; a failed one is logged."""
+        direction = "up" if replicas else "down"
+        self._metrics.scale_operations.labels(direction, "success" if error is None else "failure").inc()
+        if error is None:
+            self._log.info("scaled", target=str(target.ref), replicas=replicas)
+        else:
+            self._log.warning("scaling failed", target=str(target.ref), replicas=replicas, cause=error)
+
+
+def _event(before: Phase, after: Phase) -> str:
+    match before, after:
+        case Unknown(), Ready():
+            return "found ready"
+        case Unknown(), Asleep():
+            return "found asleep"
+        case ((Unknown() | Asleep()), Waking(confirmed=True)):
+            return "found starting"
+        case Ready(), Waking():
+            return "no longer ready"
+        case Draining(), Ready():
+            return "kept awake"
+        case _, _:
+            return type(after).__name__.lower()
+
+
+def _why(before: Phase, after: Phase) -> dict[str, str]:
+    match after:
+        case Failed(cause=cause):
+            return {"cause": cause}
+        case Draining(reason=reason):
+            return {"reason": reason.value}
+        case _:
+            pass
+    if isinstance(before, Draining) and before.reason is SleepReason.IDLE and isinstance(after, Ready):
+        return {"reason": "a request came"}
+    return {}

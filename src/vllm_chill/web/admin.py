@@ -1,0 +1,133 @@
+"""What the proxy answers itself. Nothing here wakes the target, but the operation that is there to do so."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from vllm_chill.api.status import ProxyStatus, target_status
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.core.routing import METHODS, Route
+from vllm_chill.core.target import Asleep, Failed, Phase, Ready
+from vllm_chill.errors import BadRequest, MethodNotAllowed, NotFound, StopFailed
+from vllm_chill.telemetry.metrics import Metrics
+
+_PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class AdminApi:
+    """The proxy's own routes. `draining` tells whether the proxy is shutting down."""
+
+    def __init__(
+        self,
+        controller: ScaleController,
+        scrape: Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]],
+        metrics: Metrics,
+        version: str,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._controller = controller
+        self._scrape = scrape
+        self._metrics = metrics
+        self._version = version
+        self._draining = draining
+        self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
+            Route.HEALTH: self._health,
+            Route.READYZ: self._readyz,
+            Route.METRICS: self._metrics_of_target,
+            Route.PROXY_METRICS: self._own_metrics,
+            Route.PROXY_STATUS: self._status,
+            Route.PROXY_VERSION: self._tell_version,
+            Route.PROXY_START: self._start,
+            Route.PROXY_STOP: self._stop,
+        }
+
+    async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request to one of the proxy's own routes."""
+        if route not in METHODS:
+            known = ", ".join(r.value for r in METHODS if r.value.startswith("/proxy/"))
+            raise NotFound(f"there is nothing at {request.path}; the proxy's own paths are {known}.")
+        if request.method not in METHODS[route]:
+            takes = " or ".join(sorted(METHODS[route]))
+            raise MethodNotAllowed(f"{route.value} takes {takes}, not {request.method}.")
+        return await self._handlers[route](request)
+
+    async def _health(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.BaseRequest) -> web.Response:
+        if self._draining():
+            return web.Response(status=503, text="not ready: this proxy is shutting down\n")
+        if not self._controller.synced:
+            cause = self._target_status()["cause"] or "it has not been asked for yet"
+            return web.Response(status=503, text=f"not ready: the state of the target is not known: {cause}\n")
+        return web.Response(text="ready\n")
+
+    async def _metrics_of_target(self, request: web.BaseRequest) -> web.StreamResponse:
+        scraped = await self._scrape(request)
+        if scraped is not None:
+            return scraped
+        status = self._target_status()
+        text = (
+            f"# {status['target']} is {status['phase']}: vLLM has no metrics now, and this scrape does not wake it.\n"
+        )
+        return web.Response(text=text, headers={"Content-Type": _PROMETHEUS_TEXT})
+
+    async def _own_metrics(self, request: web.BaseRequest) -> web.Response:
+        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _status(self, _: web.BaseRequest) -> web.Response:
+        status = ProxyStatus(
+            version=self._version,
+            draining=self._draining(),
+            targets=[target_status(self._controller.target, self._controller.now(), self._controller.limits)],
+        )
+        return web.json_response(status.model_dump())
+
+    async def _tell_version(self, _: web.BaseRequest) -> web.Response:
+        return web.json_response({"version": self._version})
+
+    async def _start(self, request: web.BaseRequest) -> web.Response:
+        wait = _flag(request, "wait", default=True)
+        await self._controller.wake(wait=wait)
+        ref, phase = self._controller.target.ref, self._controller.target.phase
+        if isinstance(phase, Ready):
+            return self._done(f"{ref} is ready.")
+        return self._done(f"{ref} is waking; GET {Route.PROXY_STATUS.value} tells how far it is.", status=202)
+
+    async def _stop(self, _: web.BaseRequest) -> web.Response:
+        return self._stopped(await self._controller.stop())
+
+    def _stopped(self, phase: Phase) -> web.Response:
+        ref = self._controller.target.ref
+        match phase:
+            case Asleep():
+                return self._done(f"{ref} is asleep.")
+            case Failed(cause=cause):
+                return self._done(f"{ref} is being scaled to 0: {cause}.")
+            case Ready():
+                raise StopFailed(f"{ref} is still awake: the backend did not scale it to 0; see the proxy's log.")
+            case _:
+                return self._done(f"{ref} was put to sleep, and requests that came meanwhile wake it again.")
+
+    def _done(self, message: str, status: int = 200) -> web.Response:
+        body = {"status": "success", "message": message, "target": self._target_status()}
+        return web.json_response(body, status=status)
+
+    def _target_status(self) -> dict[str, Any]:
+        return target_status(self._controller.target, self._controller.now(), self._controller.limits).model_dump()
+
+
+def _flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
+    match request.query.get(name):
+        case None:
+            return default
+        case "true" | "1" | "":
+            return True
+        case "false" | "0":
+            return False
+        case other:
+            raise BadRequest(f'{name}="{other}" is not known; give true or false.')

@@ -1,0 +1,128 @@
+"""The listening server: the whole chain of one request, and its orderly end.
+
+The rule: every request ends in one place, where it is counted; every error becomes an answer in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from vllm_chill.core.routing import Route, route_of
+from vllm_chill.errors import AnswerableError, BadRequest, InternalError
+from vllm_chill.proxy.answer import answer
+from vllm_chill.proxy.relay import Relayed
+from vllm_chill.telemetry.metrics import Metrics
+
+_CLIENT_LEFT = 499
+_HEAD_BYTES = 64 * 1024
+_KEEPALIVE_SECONDS = 3630.0  # longer than any load balancer in front keeps its connections
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+LocalHandler = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class ProxyServer:
+    """One listening proxy. Invariant: `_active` requests are being handled at this moment."""
+
+    def __init__(self, proxied: Handler, local: LocalHandler, metrics: Metrics) -> None:
+        self._proxied = proxied
+        self._local = local
+        self._metrics = metrics
+        self._clock = asyncio.get_running_loop().time
+        self._log = structlog.get_logger("vllm_chill.server")
+        self._active = 0
+        self._quiet = asyncio.Event()
+        self._draining = False
+        self._sites: list[web.TCPSite] = []
+        server = web.Server(
+            self._handle,
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=None,
+            max_line_size=_HEAD_BYTES,
+            max_field_size=_HEAD_BYTES,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+        )
+        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
+
+    @property
+    def draining(self) -> bool:
+        """Whether this server has begun to end."""
+        return self._draining
+
+    async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
+        """Begin to accept connections; the addresses that are listened on. Raises OSError."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, backlog=4096)
+        await site.start()
+        self._sites.append(site)
+        return [address[:2] for address in self._runner.addresses]
+
+    async def drain(self, delay_seconds: float, timeout_seconds: float) -> bool:
+        """End in order: say so on /readyz, accept for a while yet, then let what is there finish.
+
+        Returns whether all of it finished in time.
+        """
+        self._draining = True
+        await asyncio.sleep(delay_seconds)
+        for site in self._sites:
+            await site.stop()
+        if not self._active:
+            return True
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._quiet.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close every connection that is left."""
+        await self._runner.cleanup()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        begun = self._clock()
+        route, status = Route.PROXIED, _CLIENT_LEFT
+        self._active += 1
+        try:
+            try:
+                route = route_of(request.method, _path(request))
+                response = await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
+            except AnswerableError as error:
+                response = answer(error)
+            except (ConnectionError, asyncio.CancelledError):
+                raise
+            except Exception:
+                response = self._bug(request, route)
+            status = response.status
+            if self._draining:
+                self._close_after(response)
+            return response
+        finally:
+            self._active -= 1
+            if self._draining and not self._active:
+                self._quiet.set()
+            self._metrics.request_ended(request.method, route, status, self._clock() - begun)
+
+    def _bug(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
+        self._log.exception("a bug in vllm-chill", method=request.method, route=route.value)
+        return answer(InternalError("vllm-chill has a bug here, and its log says more. Please report it."))
+
+    def _close_after(self, response: web.StreamResponse) -> None:
+        if isinstance(response, Relayed):
+            response.keep_alive = False
+        else:
+            response.force_close()
+
+
+def _path(request: web.BaseRequest) -> str:
+    target = request.raw_path
+    if target.startswith("/"):
+        return target.partition("?")[0]
+    if target == "*" or request.method == "CONNECT":
+        raise BadRequest(f"{request.method} {target} cannot be forwarded; ask for a path that begins with /.")
+    return request.rel_url.raw_path

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from vllm_chill.core.routing import Route
+from vllm_chill.core.target import Asleep, Observation, Phase, Ready, Target, TargetRef, Waking
+from vllm_chill.telemetry.metrics import Metrics, vllm_state
+from vllm_chill.telemetry.recorder import TargetRecorder
+
+REF = TargetRef("ai-apps", "vllm")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), "1.2.3")
+
+
+def test_every_promised_metric_is_exposed(metrics: Metrics) -> None:
+    metrics.follow(lambda: Target(REF, Asleep(0), observed=Observation(0, 0)), lambda: 0)
+    page, _ = metrics.exposition("")
+    families = {family.name for family in parse_text(page.decode())}
+    assert families >= {
+        "vllm_chill_requests",
+        "vllm_chill_request_duration_seconds",
+        "vllm_chill_requests_waiting",
+        "vllm_chill_requests_in_flight",
+        "vllm_chill_wake_duration_seconds",
+        "vllm_chill_hold_duration_seconds",
+        "vllm_chill_scale_operations",
+        "vllm_chill_current_replicas",
+        "vllm_chill_idle_time_seconds",
+        "vllm_chill_vllm_state",
+    }
+
+
+def test_a_scraper_gets_the_format_that_it_asks_for(metrics: Metrics) -> None:
+    text, text_type = metrics.exposition("text/plain")
+    openmetrics, openmetrics_type = metrics.exposition("application/openmetrics-text; version=1.0.0")
+    assert text_type.startswith("text/plain")
+    assert openmetrics_type.startswith("application/openmetrics-text")
+    assert list(parse_text(text.decode()))
+    assert list(parse_openmetrics(openmetrics.decode()))
+
+
+def test_the_gauges_are_read_off_the_target_at_the_scrape(metrics: Metrics) -> None:
+    target = Target(REF, Ready(since=10, idle_since=40), observed=Observation(1, 1))
+    metrics.follow(lambda: target, lambda: 100)
+    assert value(metrics, "vllm_chill_idle_time_seconds") == 60
+    assert value(metrics, "vllm_chill_current_replicas") == 1
+    assert value(metrics, "vllm_chill_vllm_state") == 2
+    target = Target(REF, Ready(since=10, idle_since=40), waiting=3, in_flight=2, observed=Observation(1, 1))
+    assert value(metrics, "vllm_chill_idle_time_seconds") == 0
+    assert value(metrics, "vllm_chill_requests_waiting") == 3
+    assert value(metrics, "vllm_chill_requests_in_flight") == 2
+
+
+@pytest.mark.parametrize(("phase", "state"), [(Asleep(0), 0), (Waking(0, confirmed=False), 1), (Ready(0, 0), 2)])
+def test_the_state_is_a_number(phase: Phase, state: int) -> None:
+    assert vllm_state(Target(REF, phase)) == state
+
+
+def test_labels_that_callers_make_up_are_one_label(metrics: Metrics) -> None:
+    for number in range(100):
+        metrics.request_ended(f"X{number}", Route.PROXIED, 200, 0.1)
+    assert value(metrics, "vllm_chill_requests_total", method="OTHER", route="proxied", status="200") == 100
+    assert not metrics._children
+
+
+def test_buckets_reach_half_an_hour(metrics: Metrics) -> None:
+    metrics.request_ended("POST", Route.PROXIED, 200, 1700)
+    assert value(metrics, "vllm_chill_request_duration_seconds_bucket", route="proxied", le="1200.0") == 0
+    assert value(metrics, "vllm_chill_request_duration_seconds_bucket", route="proxied", le="1800.0") == 1
+
+
+def test_a_wake_is_measured_and_its_scale_counted(metrics: Metrics) -> None:
+    recorder = TargetRecorder(metrics)
+    recorder.changed(Target(REF, Waking(0, confirmed=True)), Target(REF, Ready(61, 61)), 61)
+    recorder.scaled(Target(REF), 1, None)
+    recorder.scaled(Target(REF), 0, "no")
+    assert value(metrics, "vllm_chill_wake_duration_seconds_sum") == 61
+    assert value(metrics, "vllm_chill_scale_operations_total", direction="up", outcome="success") == 1
+    assert value(metrics, "vllm_chill_scale_operations_total", direction="down", outcome="failure") == 1
