@@ -85,6 +85,11 @@ def when_writable(protocol: RequestHandler, call: Callable[[], None]) -> None:
     waiter.add_done_callback(resumed)
 
 
+async def drain(protocol: RequestHandler) -> None:
+    """Until the client takes bytes again. Raises ConnectionError if it is gone."""
+    await protocol._drain_helper()
+
+
 def cut_off(transport: asyncio.Transport, *, reset: bool) -> None:
     """Drop the client's connection at once. `reset`: by RST, for a response whose end is the connection's end."""
     connection: Any = transport.get_extra_info("socket")

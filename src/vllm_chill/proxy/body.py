@@ -1,10 +1,31 @@
-"""A request's body on its way to the upstream."""
+"""A request's body on its way to the upstream.
+
+What is small is read whole and can be sent as often as it takes. What is large or of unknown length is streamed,
+and its first bytes are kept until more has been sent than may be kept.
+"""
 
 from __future__ import annotations
 
-from aiohttp.web import BaseRequest
+from typing import Protocol
+
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web import BaseRequest, RequestPayloadError
+
+from vllm_chill.errors import BadRequest
+from vllm_chill.proxy.aiohttp_seam import message_of
 
 KEPT_BYTES = 1 << 20
+
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+_METHODS_WITH_A_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class Sink(Protocol):
+    """Where a streamed body goes."""
+
+    def writelines(self, pieces: list[bytes]) -> None: ...
+    async def drain(self) -> None: ...
 
 
 class RequestBody:
@@ -12,17 +33,77 @@ class RequestBody:
 
     Making one reads nothing: a held caller's body stays in the socket until `load` or the relay reads it. A body
     whose Content-Length is at most `limit` bytes is read whole; a larger or chunked one is streamed, and kept
-    only up to `limit`.
+    only up to `limit`. `framing` is the field that says so to the upstream, with its line end.
     """
 
+    __slots__ = ("_ended", "_kept", "_limit", "_payload", "_small", "_whole", "framing")
+
     def __init__(self, request: BaseRequest, limit: int = KEPT_BYTES) -> None:
-        raise NotImplementedError
+        self._payload = payload = request.content
+        self._limit = limit
+        self._whole: bytes | None = None
+        self._small = True
+        self._ended = False
+        self._kept: bytearray | None = None  # bytes and not pieces: a million pieces of a byte would weigh 40 MB
+        if payload is EMPTY_PAYLOAD:
+            self._whole = b""
+            declared = request.method in _METHODS_WITH_A_BODY or request.content_length is not None
+            self.framing = b"Content-Length: 0\r\n" if declared else b""
+            return
+        self._kept = bytearray()
+        length = None if message_of(request).chunked else request.content_length
+        self.framing = _CHUNKED if length is None else b"Content-Length: %d\r\n" % length
+        self._small = length is not None and length <= limit
 
     @property
     def replayable(self) -> bool:
         """Whether it can be sent from its start: nothing that was sent has been forgotten."""
-        raise NotImplementedError
+        return self._whole is not None or self._kept is not None
 
     async def load(self) -> bytes | None:
         """The body whole, read now if it has to be; None if it is streamed. Raises BadRequest if it is broken."""
-        raise NotImplementedError
+        if self._whole is None and self._small:
+            assert self._kept is not None
+            if not self._kept and self._payload.is_eof():
+                self._whole = self._payload.read_nowait()
+            else:
+                while piece := await self._read():
+                    self._kept += piece
+                self._whole = bytes(self._kept)
+            self._kept = None
+        return self._whole
+
+    async def send(self, sink: Sink) -> None:
+        """Send a streamed body from its start, as fast as the sink takes it. Raises BadRequest if it is broken.
+
+        It can be cancelled at any time and then, if it is replayable, be sent again.
+        """
+        if self._kept:
+            await self._write(sink, bytes(self._kept))
+        while not self._ended:
+            piece = await self._read()
+            if piece:
+                self._keep(piece)
+                await self._write(sink, piece)
+            else:
+                self._ended = True
+        if self.framing is _CHUNKED:
+            sink.writelines([b"0\r\n\r\n"])
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._payload.readany()
+        except (RequestPayloadError, HttpProcessingError) as error:
+            raise BadRequest(f"the body of the request is broken ({error}); send it as its head says") from error
+
+    async def _write(self, sink: Sink, piece: bytes) -> None:
+        sink.writelines([b"%x\r\n" % len(piece), piece, b"\r\n"] if self.framing is _CHUNKED else [piece])
+        await sink.drain()
+
+    def _keep(self, piece: bytes) -> None:
+        if self._kept is None:
+            return
+        if len(self._kept) + len(piece) > self._limit:
+            self._kept = None
+        else:
+            self._kept += piece

@@ -1,27 +1,234 @@
-"""Connections to upstreams, and the pool that keeps them between requests."""
+"""Connections to upstreams, and the pool that keeps them between requests.
+
+A connection belongs to one exchange at a time and tells it what arrives; between two it waits in the pool, where
+any byte from the upstream ends it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from typing import Protocol, cast
+
 from vllm_chill.core.target import Endpoint
+from vllm_chill.errors import UpstreamRefused
 
 IDLE_LIMIT = 256
 IDLE_SECONDS = 4.0
 
+# A model may think for long and a node that died says nothing either: only the kernel can tell them apart.
+_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEPALIVE if hasattr(socket, name)
+]
+
+
+class Exchange(Protocol):
+    """Who a connection tells what happens to it."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes of the response."""
+
+    def ended(self, error: Exception | None) -> None:
+        """The connection is gone: closed by the upstream in good order (None), or broken."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One keep-alive connection to an endpoint. TCP_NODELAY is asyncio's default.
+
+    `exchange` is who has it, None while it waits in the pool. `reused` says that it has served a request before:
+    the upstream may then close it, having been idle, before it sees the next one.
+    """
+
+    __slots__ = ("_drained", "_home", "_lost", "_paused", "_reading", "exchange", "reused", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, home: _Home) -> None:
+        self.exchange: Exchange | None = None
+        self.reused = False
+        self._home = home
+        self._reading = True
+        self._paused = False
+        self._drained: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._home.open.add(self)
+        connection = transport.get_extra_info("socket")
+        for option in _SOCKET_OPTIONS:
+            connection.setsockopt(*option)
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is not None:
+            self.exchange.received(data)
+        else:
+            self._home.idle.pop(self, None)
+            self.transport.abort()
+
+    def eof_received(self) -> None:
+        # Here and not in connection_lost, which waits until what is still to be written has been.
+        self._end(None)
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+        self._home.open.discard(self)
+        self.resume_writing()
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def _end(self, error: Exception | None) -> None:
+        self._home.idle.pop(self, None)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.ended(error)
+
+    def pause_reading(self) -> bool:
+        """Whether this call has paused it."""
+        if not self._reading or self.transport.is_closing():
+            return False
+        self._reading = False
+        self.transport.pause_reading()
+        return True
+
+    def resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.transport.writelines(pieces)
+
+    async def drain(self) -> None:
+        """Until the upstream takes more bytes, or the connection is gone. For one caller at a time."""
+        while self._paused and not self.transport.is_closing():
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    async def wait_closed(self) -> None:
+        if self in self._home.open:
+            self._lost = asyncio.get_running_loop().create_future()
+            await self._lost
+
+
+class _Home:
+    """The connections to one endpoint. `idle` has them with the time since when, the latest last.
+
+    A home that is closed takes none back.
+    """
+
+    __slots__ = ("closed", "idle", "open")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.idle: dict[UpstreamConnection, float] = {}
+        self.open: set[UpstreamConnection] = set()
+
 
 class UpstreamPool:
-    """Idle keep-alive connections per endpoint, the last one used first.
+    """Idle keep-alive connections per endpoint, the latest used first, so that those not needed grow old.
 
-    At most `idle_limit` wait per endpoint, and none for longer than `idle_seconds` (the default is below the 5 s
-    after which vLLM's server closes an idle connection).
+    At most `idle_limit` wait per endpoint, and none is used that has waited for longer than `idle_seconds` (the
+    default is below the 5 s after which vLLM's server closes an idle connection).
     """
 
     def __init__(self, *, idle_limit: int = IDLE_LIMIT, idle_seconds: float = IDLE_SECONDS) -> None:
-        raise NotImplementedError
+        self._idle_limit = idle_limit
+        self._idle_seconds = idle_seconds
+        self._homes: dict[Endpoint, _Home] = {}
+        self._leaving: set[_Home] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
+        """An idle connection, if there is one."""
+        home = self._homes.get(endpoint)
+        if home is None or not home.idle:
+            return None
+        connection, since = home.idle.popitem()
+        if asyncio.get_running_loop().time() - since <= self._idle_seconds and not connection.transport.is_closing():
+            return connection
+        connection.transport.abort()
+        return self.take(endpoint)
+
+    async def connect(self, endpoint: Endpoint, timeout_seconds: float) -> UpstreamConnection:
+        """A new connection. Raises UpstreamRefused."""
+        home = self._homes.get(endpoint)
+        if home is None:
+            home = self._homes[endpoint] = _Home()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(home), endpoint.host, endpoint.port
+                )
+        except TimeoutError as error:
+            raise UpstreamRefused(
+                f"{endpoint} took no connection within {timeout_seconds:g} s; see whether the model server is running"
+            ) from error
+        except (OSError, UnicodeError) as error:
+            raise UpstreamRefused(
+                f"{endpoint} took no connection ({error}); see whether the model server is running"
+            ) from error
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Take back a connection whose exchange is over, both ways, in good order."""
+        home = connection._home
+        connection.exchange = None
+        if home.closed or len(home.idle) >= self._idle_limit or connection.transport.is_closing():
+            connection.transport.abort()
+            return
+        connection.resume_reading()
+        connection.reused = True
+        loop = asyncio.get_running_loop()
+        home.idle[connection] = loop.time()
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._idle_seconds, self._close_old)
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """The endpoint's replica is going: close its idle connections now, and those in use after their response."""
-        raise NotImplementedError
+        home = self._homes.pop(endpoint, None)
+        if home is None:
+            return
+        home.closed = True
+        self._leaving = {leaving for leaving in self._leaving if leaving.open} | {home}
+        for connection in home.idle:
+            connection.transport.abort()
+        home.idle.clear()
 
     async def aclose(self) -> None:
-        """Close every connection, those in use too, and wait until they are closed."""
-        raise NotImplementedError
+        """Close every connection, those in use too, and return once they are closed."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for endpoint in list(self._homes):
+            self.close_endpoint(endpoint)
+        for home in self._leaving:
+            for connection in home.open:
+                connection.transport.abort()
+        for home in self._leaving:
+            for connection in list(home.open):
+                await connection.wait_closed()
+
+    def _close_old(self) -> None:
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._idle_seconds
+        for home in self._homes.values():
+            old = [connection for connection, since in home.idle.items() if since <= oldest]
+            for connection in old:
+                del home.idle[connection]
+                connection.transport.abort()
+        waiting = any(home.idle for home in self._homes.values())
+        self._sweep = loop.call_later(self._idle_seconds, self._close_old) if waiting else None

@@ -1,0 +1,304 @@
+"""An HTTP/1.1 response as its bytes come: where its head ends, and where its body. Pure: bytes in, bytes out.
+
+The head is parsed by one strict grammar and rewritten where the connection to the client differs from the one to
+the upstream. The body's bytes are passed on as they came, chunk framing and trailers included; they are walked,
+never copied. What is not legal is never guessed at: two readers of one message that disagree about its end are
+what response smuggling is made of.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vllm_chill.errors import ChillError
+from vllm_chill.proxy.headers import HOP_BY_HOP, NOT_FOR_CONNECTION_TO_NAME, connection_options
+
+HEAD_BYTES = 64 * 1024
+FIELDS = 256
+INTERIM_HEADS = 16
+_LINE_BYTES = 8 * 1024  # more than the longest chunk line or trailer line that the grammar below lets through
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = rb"[\t -~\x80-\xff]"
+# Possessive, so that time is linear whatever comes. No line folding, no bare CR, LF or NUL, no space before a colon.
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: %b*+)?\r\n(?:%b:%b*+\r\n){0,%d}+\r\n" % (_VALUE, _TOKEN, _VALUE, FIELDS)
+)
+_SPECIAL = re.compile(
+    rb"\r\n(content-length|transfer-encoding|connection|keep-alive|proxy-authenticate|proxy-authorization"
+    rb"|proxy-connection|te|upgrade):([^\r\n]*+)",
+    re.IGNORECASE,
+)
+_NEVER_IN_A_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]|\n[ \t]")
+_HEAD_START = b"HTTP/1."
+
+# No space round the size or the extensions: the grammar calls it bad (RFC 9112 §7.1.1), and clients differ on it.
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:;%b{0,4000}+)?\r\n" % _VALUE)
+_CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,15}+(?:;%b{0,4000}+)?\r?)?" % _VALUE)
+# A trailer that says how a message is framed or routed is illegal (RFC 9110 §6.5.1).
+_TRAILER = re.compile(
+    rb"(?i:(?!(?:connection|content-length|host|keep-alive|te|trailer|transfer-encoding|upgrade):))"
+    rb"[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,200}+:%b{0,7000}+\r\n" % _VALUE
+)
+_TRAILER_START = re.compile(rb"(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,200}+(?::%b{0,7000}+\r?)?|\r)?" % _VALUE)
+
+_IN_HEAD, _IN_LENGTH, _IN_CHUNKS, _IN_TRAILERS, _TO_CLOSE = range(5)
+
+
+class IllegalResponse(ChillError):
+    """The upstream's bytes are not an HTTP/1.1 response; the message says what is wrong with them."""
+
+
+class ResponseFraming:
+    """One response. Feed it what the upstream sends until it is `complete`; what `feed` returns is the client's.
+
+    `status` is 0 until the head is whole. Once complete: `keep_alive` says whether the client can tell where the
+    response ends without its connection being closed; `reusable` whether the upstream connection can take another
+    request.
+    """
+
+    __slots__ = (
+        "_carry",
+        "_count",
+        "_http10",
+        "_keep_alive",
+        "_left",
+        "_no_body",
+        "_pieces",
+        "_state",
+        "complete",
+        "keep_alive",
+        "reusable",
+        "status",
+    )
+
+    def __init__(self, *, no_body: bool = False, http10: bool = False, keep_alive: bool = True) -> None:
+        """`no_body`: the request was HEAD. `http10`: the client speaks HTTP/1.0, and gets no chunks.
+        `keep_alive`: the client would like to keep its connection.
+        """
+        self._no_body = no_body
+        self._http10 = http10
+        self._keep_alive = keep_alive
+        self._state = _IN_HEAD
+        self._carry = b""  # the start of a head or of a line, whose end has not come
+        self._left = 0  # bytes to the end of the body, or of the chunk with its line end
+        self._count = 0  # interim heads, then trailers
+        self._pieces: list[bytes] | None = None  # the body's bytes without chunk framing, for a 1.0 client
+        self.status = 0
+        self.complete = False
+        self.keep_alive = False
+        self.reusable = False
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the client can tell the response's end only by its connection's end."""
+        return self._state == _TO_CLOSE or self._pieces is not None
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client is to get for these bytes: the same object wherever it can be. Raises IllegalResponse."""
+        if self._state == _IN_HEAD:
+            return self._feed_head(data)
+        end = self._advance(data, 0)
+        if self._pieces is not None:
+            return self._take_pieces()
+        return data if end == len(data) else data[:end]
+
+    def close(self) -> bool:
+        """The upstream has closed the connection in good order: whether the response is whole."""
+        if self._state == _TO_CLOSE:
+            self.complete = True
+        return self.complete
+
+    def _feed_head(self, data: bytes) -> bytes:
+        if self._carry:
+            known = len(self._carry)
+            data = self._carry + data
+            if data.find(b"\r\n\r\n", max(0, known - 3), HEAD_BYTES) < 0:
+                return self._wait_for_head(data, known)
+        head = _HEAD.match(data)
+        if head is None:
+            if data.find(b"\r\n\r\n", 0, HEAD_BYTES) >= 0:
+                raise IllegalResponse("its head breaks the grammar of HTTP/1.1")
+            return self._wait_for_head(data, 0)
+        if head.end() > HEAD_BYTES:
+            raise IllegalResponse(f"its head is larger than {HEAD_BYTES} bytes")
+        self._carry = b""
+        if head[2][0] == 0x31:
+            return self._feed_head(self._after_interim(head[2], data[head.end() :]))
+        return self._feed_body(self._read_head(head[0], head[1] == b"1", head[2]), data, head.end())
+
+    def _wait_for_head(self, data: bytes, known: int) -> bytes:
+        if len(data) >= HEAD_BYTES:
+            raise IllegalResponse(f"its head is larger than {HEAD_BYTES} bytes")
+        if data[:7] != _HEAD_START[: len(data)] or _NEVER_IN_A_HEAD.search(data, max(0, known - 1)):
+            raise IllegalResponse("it does not begin like an HTTP/1.1 response")
+        self._carry = data
+        return b""
+
+    def _after_interim(self, status: bytes, rest: bytes) -> bytes:
+        """Interim responses are dropped: the handler answers 100 itself, and one passed on would rule out a replay."""
+        self._count += 1
+        if status == b"101":
+            raise IllegalResponse("it switches protocols (101), which nobody asked for")
+        if self._count > INTERIM_HEADS:
+            raise IllegalResponse(f"it has more than {INTERIM_HEADS} interim heads")
+        return rest
+
+    def _feed_body(self, head: bytes | None, data: bytes, start: int) -> bytes:
+        """`head` is the rewritten head, None where that in `data` can go on as it is."""
+        end = start if self.complete else self._advance(data, start)
+        if end < len(data):
+            self.reusable = False
+        if head is None:
+            return data if end == len(data) else data[:end]
+        return head + (data[start:end] if self._pieces is None else self._take_pieces())
+
+    def _read_head(self, head: bytes, http11: bool, status: bytes) -> bytes | None:
+        """Set up how the body is framed; the head for the client, or None if it is this one."""
+        length, chunked, options, plain = -1, False, frozenset[bytes](), http11
+        for name, value in _SPECIAL.findall(head):
+            name, value = name.lower(), value.strip(b" \t")
+            if name == b"content-length":
+                length = _length(value, length)
+            elif name == b"transfer-encoding":
+                if chunked or value.lower() != b"chunked" or not http11:
+                    raise IllegalResponse("its Transfer-Encoding is not just chunked, once, in HTTP/1.1")
+                chunked = True
+            else:
+                plain = False
+                if name == b"connection":
+                    options |= connection_options((value,))
+        if chunked and length >= 0:
+            raise IllegalResponse("it has both a Content-Length and a Transfer-Encoding")
+        self.status = int(status)
+        no_body = self._no_body or status in {b"204", b"304"}
+        delimited = no_body or chunked or length >= 0
+        unchunk = self._http10 and chunked
+        self.keep_alive = self._keep_alive and delimited and (no_body or not unchunk)
+        self.reusable = http11 and delimited and b"close" not in options
+        if no_body or length == 0:
+            self.complete = True
+        elif chunked:
+            self._state = _IN_CHUNKS
+            self._pieces = [] if unchunk else None
+        elif length > 0:
+            self._state, self._left = _IN_LENGTH, length
+        else:
+            self._state = _TO_CLOSE
+        if plain and self.keep_alive and not self._http10 and status != b"204":
+            return None
+        dropped = HOP_BY_HOP - {b"transfer-encoding"} | options - NOT_FOR_CONNECTION_TO_NAME
+        if unchunk:
+            dropped |= {b"trailer", b"transfer-encoding"}
+        if status == b"204":  # which may have neither (RFC 9110 §8.6, RFC 9112 §6.1)
+            dropped |= {b"content-length", b"transfer-encoding"}
+        return _rewritten(head, dropped, b"" if self.keep_alive and not self._http10 else self._connection())
+
+    def _connection(self) -> bytes:
+        return b"Connection: keep-alive\r\n" if self.keep_alive else b"Connection: close\r\n"
+
+    def _advance(self, data: bytes, pos: int) -> int:
+        """Walk the body from `pos`; where in `data` what belongs to this response ends."""
+        state, size = self._state, len(data)
+        if state == _IN_LENGTH:
+            self._left -= size - pos
+            if self._left > 0:
+                return size
+            self.complete = True
+            end = size + self._left
+        elif state == _TO_CLOSE:
+            return size
+        else:
+            end = self._walk(data, pos)
+        if end < size:
+            self.reusable = False
+        return end
+
+    def _walk(self, data: bytes, pos: int) -> int:
+        """The same for a chunked body."""
+        size, left, pieces = len(data), self._left, self._pieces
+        while pos < size:
+            if left:
+                end = pos + left
+                if end > size:
+                    if end == size + 1 and data[size - 1] != 0x0D:
+                        raise IllegalResponse("a chunk is longer than its size says")
+                    self._left = end - size
+                    if pieces is not None:
+                        pieces.append(data[pos : end - 2])
+                    return size
+                if not (data.startswith(b"\r\n", end - 2) if left > 1 else data[pos] == 0x0A):
+                    raise IllegalResponse("a chunk is longer than its size says")
+                if pieces is not None and left > 2:
+                    pieces.append(data[pos : end - 2])
+                pos, left = end, 0
+            elif self._state == _IN_TRAILERS:
+                return self._walk_trailers(data, pos)
+            else:
+                pos, left = self._chunk_line(data, pos)
+        self._left = left
+        return size
+
+    def _chunk_line(self, data: bytes, pos: int) -> tuple[int, int]:
+        """Past a chunk's first line, and the bytes from there to the next one; past the read if the line goes on."""
+        if self._carry:
+            known = len(self._carry)
+            line = self._carry + data[pos : pos + _LINE_BYTES]
+            chunk, pos = _CHUNK.match(line), pos - known
+            end = pos + chunk.end() if chunk else -1
+        else:
+            line = b""
+            chunk = _CHUNK.match(data, pos)
+            end = chunk.end() if chunk else -1
+        if chunk is None:
+            return self._wait_for_line(line or data[pos : pos + _LINE_BYTES], _CHUNK_START, len(data)), 0
+        self._carry = b""
+        length = int(chunk[1], 16)
+        if length:
+            return end, length + 2
+        self._state, self._count, self._left = _IN_TRAILERS, 0, 0
+        return end, 0
+
+    def _walk_trailers(self, data: bytes, pos: int) -> int:
+        size = len(data)
+        while pos < size:
+            known = len(self._carry)
+            line = self._carry + data[pos : pos + _LINE_BYTES]
+            if line.startswith(b"\r\n"):
+                self.complete = True
+                return pos + 2 - known
+            field = _TRAILER.match(line)
+            if field is None:
+                return self._wait_for_line(line, _TRAILER_START, size)
+            self._carry = b""
+            self._count += 1
+            if self._count > FIELDS:
+                raise IllegalResponse(f"it has more than {FIELDS} trailers")
+            pos += field.end() - known
+        return size
+
+    def _wait_for_line(self, line: bytes, start: re.Pattern[bytes], size: int) -> int:
+        if start.fullmatch(line) is None:
+            raise IllegalResponse("its chunks break the grammar of HTTP/1.1")
+        self._carry = line
+        return size
+
+    def _take_pieces(self) -> bytes:
+        assert self._pieces is not None
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
+
+def _length(value: bytes, known: int) -> int:
+    """A Content-Length, which may come once: parsers of HTTP disagree about what two of them mean, same or not."""
+    if known >= 0 or not value.isdigit() or len(value) > 18:
+        raise IllegalResponse("its Content-Length is not one number")
+    return int(value)
+
+
+def _rewritten(head: bytes, dropped: frozenset[bytes], connection: bytes) -> bytes:
+    """The head without the fields whose names are dropped, as HTTP/1.1, with a Connection field of our own."""
+    lines = head[8:-4].split(b"\r\n")
+    kept = [line for line in lines[1:] if line.partition(b":")[0].lower() not in dropped]
+    return b"\r\n".join([b"HTTP/1.1" + lines[0], *kept, connection + b"\r\n"])
