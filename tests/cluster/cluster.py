@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json
+from tests.adapters.contract import Seen
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Snapshot
 
 IMAGE = os.environ.get("CLUSTER_IMAGE", "vllm/vllm-openai:v0.11.0")
@@ -26,6 +29,19 @@ def path_of(item: Json, namespace: str | None = None) -> str:
     if kind in _CLUSTER_SCOPED:
         return f"{root}/{plural}"
     return f"{root}/namespaces/{namespace or item['metadata']['namespace']}/{plural}"
+
+
+class Troubled(Seen):
+    """An observer that can be waited on for the first loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def lost(self, cause: str) -> None:
+        super().lost(cause)
+        if not self.trouble.done():
+            self.trouble.set_result(cause)
 
 
 class Cluster:
@@ -91,7 +107,24 @@ class Cluster:
         self, holds: Callable[[list[Json]], bool], name: str = "vllm", seconds: float = 30
     ) -> list[Json]:
         """Wait until the Deployment's pods are such that `holds` is true."""
-        return await self._until(self._pods, f"app={name}", holds, seconds)
+        return await self.until("/api/v1", "pods", holds, {"labelSelector": f"app={name}"}, seconds)
+
+    async def until(
+        self,
+        root: str,
+        plural: str,
+        holds: Callable[[list[Json]], bool],
+        query: Query | None = None,
+        seconds: float = 30,
+    ) -> list[Json]:
+        """Wait until a collection of this namespace is such that `holds` is true."""
+        path = f"{root}/namespaces/{self.namespace}/{plural}"
+        watch: ListWatch[Json] = ListWatch(self.api, path, query or {}, lambda item: item)
+        async with asyncio.timeout(seconds), aclosing(watch.steps()) as steps:
+            async for step in steps:
+                if isinstance(step, Snapshot) and holds(list(step.objects.values())):
+                    return list(step.objects.values())
+        raise AssertionError("a watch does not end by itself")
 
     async def patch(self, path: str, body: Json, kind: str = "merge") -> Json:
         return await self.api.call("PATCH", path, body=body, patch=kind)
@@ -110,14 +143,6 @@ class Cluster:
     @property
     def _pods(self) -> str:
         return f"/api/v1/namespaces/{self.namespace}/pods"
-
-    async def _until(self, path: str, selector: str, holds: Callable[[list[Json]], bool], seconds: float) -> list[Json]:
-        watch: ListWatch[Json] = ListWatch(self.api, path, {"labelSelector": selector}, lambda item: item)
-        async with asyncio.timeout(seconds):
-            async for step in watch.steps():
-                if isinstance(step, Snapshot) and holds(list(step.objects.values())):
-                    return list(step.objects.values())
-        raise AssertionError("a watch does not end by itself")
 
 
 def deployment(name: str, replicas: int, env: dict[str, str]) -> Json:
