@@ -390,7 +390,9 @@ def test_a_loop_that_ends_without_closing_leaves_nothing() -> None:
 async def test_nothing_outlives_the_proxy(number: signal.Signals, manner: str) -> None:
     engine = [*SMALL_ENGINE, "--workers", "2", *([manner] if manner != "plain" else [])]
     proxy = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.adapters.proxy_to_kill", *engine, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.adapters.proxy_to_kill", *engine),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     lines = Lines()
     assert proxy.stdout is not None

@@ -20,7 +20,8 @@ from typing import IO, Self
 from vllm_chill.adapters import process_guard
 from vllm_chill.adapters.output_tail import OutputTail
 
-_READ_BYTES = 65536
+# The loop serves requests too: a burst of output holds it for a few milliseconds at most.
+_READ_BYTES = 16384
 _LAST_READS = 64
 
 
