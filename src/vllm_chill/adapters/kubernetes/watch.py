@@ -207,16 +207,23 @@ class ListWatch(Generic[T]):
         return Snapshot(MappingProxyType(self._objects), int(self._version))
 
     async def _pause(self, failures: int) -> None:
-        """Wait before the next try: twice as long after each failure, jittered, and cut short by `relist`."""
-        if failures < 1:
+        """Wait before the next try; `relist` cuts it short."""
+        seconds = pause_seconds(self._pace, failures, random.random())  # noqa: S311 - a pause is no secret
+        if not seconds:
             return
-        pace = self._pace
-        most = min(pace.pause_first_seconds * 2 ** min(failures - 1, 30), pace.pause_most_seconds)
         try:
-            async with asyncio.timeout(most * random.uniform(0.5, 1.0)):  # noqa: S311 - a pause is no secret
+            async with asyncio.timeout(seconds):
                 await self._relist.wait()
         except TimeoutError:
             pass
+
+
+def pause_seconds(pace: Pace, failures: int, chance: float) -> float:
+    """The pause after so many failures in a row: it doubles up to a bound; `chance` (0 to 1) takes up to half off."""
+    if failures < 1:
+        return 0.0
+    most: float = min(pace.pause_first_seconds * 2 ** min(failures - 1, 30), pace.pause_most_seconds)
+    return most * (1 - chance / 2)
 
 
 async def _lines(content: aiohttp.StreamReader, deadline: float) -> AsyncGenerator[bytes, None]:

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import aiohttp
+import pytest
+from tests.adapters.kubernetes.conftest import Fixed
+from tests.adapters.kubernetes.stub_api import StubApi, status
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
+
+LIST = "/api/v1/things"
+QUERY = {"limit": 1}
+
+
+async def client(session: aiohttp.ClientSession, credentials: Fixed, call_seconds: float = 2) -> ApiClient:
+    return ApiClient(session, credentials, await credentials.load(), call_seconds=call_seconds)
+
+
+def tokens(server: StubApi) -> list[str]:
+    return [request.headers["Authorization"] for request in server.requests]
+
+
+async def test_a_call_answers_with_json(server: StubApi, api: ApiClient) -> None:
+    assert (await api.call("GET", LIST, query=QUERY))["kind"] == "List"
+
+
+async def test_a_token_that_is_refused_is_read_again_and_the_call_repeated(
+    server: StubApi, session: aiohttp.ClientSession
+) -> None:
+    api = await client(session, Fixed(server.url, "old", "new"))
+    server.refusals = [(401, status(401, "Unauthorized"))]
+    await api.call("GET", LIST, query=QUERY)
+    await api.call("GET", LIST, query=QUERY)
+    assert tokens(server) == ["Bearer old", "Bearer new", "Bearer new"]
+
+
+async def test_a_token_that_is_refused_again_is_the_answer(server: StubApi, session: aiohttp.ClientSession) -> None:
+    credentials = Fixed(server.url, "old", "new")
+    api = await client(session, credentials)
+    server.refusals = [(401, status(401, "Unauthorized"))] * 2
+    with pytest.raises(ApiError, match="401: Unauthorized"):
+        await api.call("GET", LIST, query=QUERY)
+    assert credentials.readings == 2
+
+
+async def test_calls_that_are_refused_together_read_the_token_once(
+    server: StubApi, session: aiohttp.ClientSession
+) -> None:
+    credentials = Fixed(server.url, "old", "new")
+    api = await client(session, credentials)
+    server.refusals = [(401, status(401, "Unauthorized"))] * 5
+    server.delay = 0.05
+    await asyncio.gather(*(api.call("GET", LIST, query=QUERY) for _ in range(5)))
+    assert credentials.readings == 2
+
+
+async def test_a_token_that_rotates_is_read_again_in_time(server: StubApi, session: aiohttp.ClientSession) -> None:
+    api = await client(session, Fixed(server.url, "old", "new", fresh_seconds=0.0))
+    await api.call("GET", LIST, query=QUERY)
+    assert tokens(server) == ["Bearer new"]
+
+
+async def test_a_server_that_does_not_answer_is_unreachable(server: StubApi, session: aiohttp.ClientSession) -> None:
+    api = await client(session, Fixed(server.url), call_seconds=0.1)
+    server.delay = 5
+    with pytest.raises(Unreachable, match=r"did not answer within 0\.1 s"):
+        await api.call("GET", LIST, query=QUERY)
+    with pytest.raises(Unreachable, match=r"did not answer within 0\.1 s"):
+        async with api.stream(LIST, {"watch": "1"}):
+            pass
+
+
+async def test_a_server_that_is_not_there_is_unreachable(session: aiohttp.ClientSession) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        api = await client(session, Fixed(f"http://127.0.0.1:{bound.getsockname()[1]}"))
+        with pytest.raises(Unreachable, match="cannot be reached: "):
+            await api.call("GET", LIST)
+
+
+async def test_a_kept_connection_that_the_server_closed_is_no_failure(session: aiohttp.ClientSession) -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        # The next request on this connection is not answered.
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(once, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        api = await client(session, Fixed(f"http://127.0.0.1:{port}"))
+        for _ in range(3):
+            assert await api.call("PATCH", "/scale", body={}) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        pytest.param(status(403, "forbidden: no", "Forbidden"), "403: forbidden: no", id="a Status"),
+        pytest.param(b"<h1>Bad\nGateway</h1>", "403: <h1>Bad Gateway</h1>", id="a page"),
+        pytest.param(b"", "403: Forbidden", id="nothing"),
+        pytest.param(b"[1]", r"403: \[1\]", id="JSON that is no Status"),
+    ],
+)
+async def test_an_error_says_what_the_server_said(body: bytes, message: str, server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(403, body)]
+    with pytest.raises(ApiError, match=message):
+        await api.call("GET", LIST)
+
+
+async def test_an_answer_that_is_not_json_is_unreachable(server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(200, b"<html>")]
+    with pytest.raises(Unreachable, match="not JSON"):
+        await api.call("GET", LIST)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.adapters.contract import Seen
+from tests.adapters.kubernetes.stub_api import Json, StubApi, status
+
+from vllm_chill.adapters.kubernetes.client import ApiClient
+from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.watch import Pace
+from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.errors import BackendRefused, BackendUnavailable
+
+REF = TargetRef("ai-apps", "vllm")
+QUICK = Pace(pause_first_seconds=0.02, pause_most_seconds=0.1)
+
+
+def deployment(replicas: int = 0) -> Json:
+    return {
+        "metadata": {"name": "vllm"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "vllm"}}},
+    }
+
+
+@pytest.fixture
+def backend(api: ApiClient) -> KubernetesBackend:
+    return KubernetesBackend(api, Endpoint("vllm-svc", 80), pace=QUICK, seen_seconds=0.4)
+
+
+@pytest.fixture
+async def seen(server: StubApi, backend: KubernetesBackend) -> AsyncIterator[Seen]:
+    """An observer of a Deployment that exists and is asleep.
+
+    The stub has one collection at every path; the Deployment itself is no pod of its own and is left out of them.
+    """
+    await server.put(deployment())
+    seen = Seen()
+    watching = asyncio.create_task(backend.watch(REF, seen))
+    await seen.until(lambda _: True)
+    await server.until_asked("watch", 2)
+    yield seen
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert watching.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (401, BackendRefused, "does not accept the credentials"),
+        (403, BackendRefused, 'grant the verb "patch" on "deployments/scale"'),
+        (404, BackendRefused, "Deployment ai-apps/vllm does not exist: create it, or set --deployment and --namespace"),
+        (408, BackendUnavailable, "try again"),
+        (409, BackendUnavailable, "try again"),
+        (422, BackendRefused, "refuses to scale Deployment ai-apps/vllm (422): because"),
+        (429, BackendUnavailable, "try again"),
+        (500, BackendUnavailable, "could not scale Deployment ai-apps/vllm (500): because; try again"),
+        (504, BackendUnavailable, "try again"),
+    ],
+)
+async def test_a_write_that_fails_says_what_to_do(
+    code: int, kind: type[Exception], words: str, server: StubApi, backend: KubernetesBackend
+) -> None:
+    server.refusals = [(code, status(code, "because."))] * 2
+    with pytest.raises(kind) as error:
+        await backend.scale(REF, 1)
+    assert words in str(error.value)
+
+
+async def test_a_write_without_a_watch_is_done_when_it_is_taken(server: StubApi, backend: KubernetesBackend) -> None:
+    await server.put(deployment())
+    await backend.scale(REF, 1)
+    assert server.objects["vllm"]["spec"]["replicas"] == 1
+
+
+async def test_a_write_is_one_request_and_is_seen(server: StubApi, backend: KubernetesBackend, seen: Seen) -> None:
+    before = len(server.requests)
+    await backend.scale(REF, 1)
+    assert seen.last == Observation(1, 0)
+    [request] = server.requests[before:]
+    assert request.method == "PATCH"
+    assert request.path == "/apis/apps/v1/namespaces/ai-apps/deployments/vllm/scale"
+    assert request.content_type == "application/merge-patch+json"
+
+
+async def test_a_write_that_the_watch_does_not_tell_of_is_looked_for(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    server.last_script = silent
+    server.cut()
+    await server.until_asked("watch", 4)
+    await backend.scale(REF, 1)
+    assert seen.last == Observation(1, 0)
+    assert seen.losses == []
+
+
+async def test_a_write_that_is_never_seen_is_unavailable(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    server.last_script = silent
+    server.cut()
+    await server.until_asked("watch", 4)
+    scaling = asyncio.create_task(backend.scale(REF, 1))
+    await server.until_asked("write")
+    server.delay = 5
+    with pytest.raises(BackendUnavailable, match=r"was not seen in the watch within 0\.4 s"):
+        await scaling
+
+
+async def test_an_outage_is_lost_once_and_then_observed_again(server: StubApi, seen: Seen) -> None:
+    told = len(seen.observations)
+    server.refusals = [(503, status(503, "starting"))] * 6
+    server.cut()
+    await seen.until(lambda _: len(seen.observations) > told)
+    assert seen.losses == ["the API server answered 503: starting"]
+    assert seen.last == Observation(0, 0)
+
+
+async def test_the_observer_is_not_told_twice_of_the_same(server: StubApi, seen: Seen) -> None:
+    await server.put(deployment())
+    await server.put(deployment(1))
+    await seen.until(lambda o: o.replicas == 1)
+    assert seen.observations == [Observation(0, 0), Observation(1, 0)]
+
+
+async def silent(request: object, response: object) -> None:
+    await asyncio.Event().wait()
