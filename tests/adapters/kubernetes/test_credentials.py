@@ -22,9 +22,7 @@ def kubeconfig(server: str | None = "http://127.0.0.1:1", user: Mapping[str, obj
         {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [
-                {"name": "c", "cluster": {"server": server} if server else {"insecure-skip-tls-verify": True}}
-            ],
+            "clusters": [{"name": "c", "cluster": cluster}],
             "users": [{"name": "u", "user": dict(user) if user else {"token": "secret"}}],
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
