@@ -26,6 +26,7 @@ class Peer:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    left: bytes = b""
 
     async def head(self) -> bytes:
         return await self.reader.readuntil(b"\r\n\r\n")
@@ -39,6 +40,13 @@ class Peer:
     async def chunk(self) -> bytes:
         size = int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16)
         return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def chunks_of(self, size: int) -> bytes:
+        """As many bytes of a chunked body; the rest of the last chunk is kept for the next call."""
+        while len(self.left) < size:
+            self.left += await self.chunk()
+        body, self.left = self.left[:size], self.left[size:]
+        return body
 
     async def chunks(self) -> bytes:
         """A chunked body without trailers."""
@@ -130,22 +138,34 @@ class Wire:
     relayed: list[Relayed | ChillError] = field(default_factory=list)
     requests: list[web.BaseRequest] = field(default_factory=list)
     replays: int = 0
+    give_up_seconds: float | None = None
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(request)
+        self._changed.set()
         body = RequestBody(request, self.limit)
         while True:
             try:
-                relayed = await relay(request, body, self.upstream.endpoint, self.pool, self.timeouts)
+                async with asyncio.timeout(self.give_up_seconds):
+                    relayed = await relay(request, body, self.upstream.endpoint, self.pool, self.timeouts)
             except AnswerableError as error:
                 self.relayed.append(error)
+                self._changed.set()
                 if self.replays and body.replayable:
                     self.replays -= 1
                     continue
                 return web.Response(status=error.status, text=error.code)
             self.relayed.append(relayed)
+            self._changed.set()
             return relayed
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until something that handling a request brings about holds."""
+        while not holds():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def client(self) -> Peer:
         peer = Peer(*await asyncio.open_connection(LOCALHOST, self.port, limit=1 << 26))

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aiohttp.http_parser import RawRequestMessage
@@ -94,5 +95,6 @@ def cut_off(transport: asyncio.Transport, *, reset: bool) -> None:
     """Drop the client's connection at once. `reset`: by RST, for a response whose end is the connection's end."""
     connection: Any = transport.get_extra_info("socket")
     if reset and connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        with suppress(OSError):  # it is closed already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
