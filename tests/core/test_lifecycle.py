@@ -174,6 +174,14 @@ class TestTransitions:
         target = life(Arrived(), ScaleStarted(1), Observed(STARTING), Observed(DEAD), Scaled(1), start=ASLEEP)
         assert isinstance(target.phase, Failed)
 
+    def test_a_zero_of_our_own_that_lands_during_a_new_wake_is_not_someone_elses(self) -> None:
+        failed = life(Observed(replace(READY, endpoints=(), failure="it broke")), start=WOKEN)
+        target = life(ScaleStarted(0), WakeAsked(), Arrived(), Observed(READY), Observed(NONE), start=failed)
+        assert isinstance(target.phase, Waking)
+        target = life(Scaled(0), start=target)
+        assert isinstance(target.phase, Waking)
+        assert desired_replicas(target) == 1
+
     def test_the_back_off_doubles_up_to_its_bound_and_ends_with_a_success(self) -> None:
         target, pauses, now = ASLEEP, [], 0.0
         for _ in range(8):

@@ -377,11 +377,15 @@ def _settle_asleep(target: Target, seen: Observation, now: float) -> Target:
 def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float, limits: Limits) -> Target:
     if seen.failure is not None:
         return _fail_wake(target, seen.failure, now, limits)
+    if target.sent == 0:
+        return target  # a replica that is seen now is about to go, by our own hand
     if _serves(target):
         return replace(target, phase=Ready(since=now, idle_since=now), failures=0)
+    if target.sent is not None:
+        return target
     if seen.replicas and not phase.confirmed:
         return _to(target, replace(phase, confirmed=True))
-    if not seen.replicas and phase.confirmed and target.sent is None:
+    if not seen.replicas and phase.confirmed:
         return _scaled_down_elsewhere(target, now)
     return target
 
