@@ -9,6 +9,8 @@ import durationpy
 import pytest
 import yaml
 
+from vllm_chill.settings import Settings, env_of, load_settings
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = [DEPLOY, DEPLOY / "example"]
 
@@ -53,6 +55,15 @@ def test_every_image_is_pinned_and_can_be_overridden(folder: Path) -> None:
     pinned = {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
     used = {container["image"] for container in pod_of(str(folder / "deployment.yaml"))["containers"]}
     assert used == pinned
+
+
+def test_the_proxy_takes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {name.replace("-", "_"): value for name, value in arguments("deployment.yaml").items()}
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(env_of(field), raising=False)
+    settings = load_settings(given | {"namespace": "ai-apps"})
+    assert settings.model_fields_set == set(given)
+    assert settings.backend == "kubernetes"
 
 
 def test_the_proxy_runs_without_any_privilege() -> None:
