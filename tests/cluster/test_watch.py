@@ -203,7 +203,7 @@ async def test_a_write_is_seen_though_the_watch_is_on_a_connection_that_is_dead_
         await seen.until(is_ready)
 
 
-async def test_a_write_that_does_not_come_back_is_unavailable(
+async def test_a_write_that_does_not_reach_the_server_is_unavailable(
     api: ApiClient, network: Forwarder, cluster: Cluster
 ) -> None:
     await cluster.create_deployment()
