@@ -47,8 +47,6 @@ def saying(response: bytes) -> Script:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(response)
-        peer.close()
-        await peer.writer.wait_closed()
 
     return script
 

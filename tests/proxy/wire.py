@@ -110,6 +110,8 @@ class Upstream:
         self.connections += 1
         try:
             await self.script(Peer(reader, writer))
+            writer.close()
+            await writer.wait_closed()
         except (asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
             pass
         except BaseException as failure:
