@@ -118,9 +118,11 @@ class UpstreamConnection(asyncio.Protocol):
             await self._drained
 
     async def wait_closed(self) -> None:
+        """Until the connection is gone. The transport must be closing, or be about to be."""
         if self in self._home.open:
-            self._lost = asyncio.get_running_loop().create_future()
-            await self._lost
+            if self._lost is None:
+                self._lost = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._lost)
 
 
 class _Home:
