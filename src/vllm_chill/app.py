@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Plan:
 
     settings: Settings
     command: tuple[str, ...] = ()
+    name: str = ""
+    """What the command is called; its own name if not given."""
 
     def __post_init__(self) -> None:
         if self.settings.backend == "kubernetes" and self.command:
@@ -51,7 +54,7 @@ class Plan:
     def ref(self) -> TargetRef:
         """The target's name."""
         if self.settings.backend == "process":
-            return TargetRef("process", self.command[0].rpartition("/")[2])
+            return TargetRef("process", self.name or self.command[0].rpartition("/")[2])
         return TargetRef(self.settings.namespace, self.settings.deployment)
 
     @property
@@ -106,6 +109,8 @@ async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
             port=fixed,
             health_path=settings.health_path,
             stop_seconds=settings.stop_timeout.total_seconds(),
+            # vLLM has a VLLM_PORT of its own with another meaning.
+            environment={name: value for name, value in os.environ.items() if name != "VLLM_PORT"},
         )
         engine = structlog.get_logger("engine")
         async with ProcessBackend(command, engine.info) as process:

@@ -11,7 +11,7 @@ import pytest
 
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import Lease, ScaleController
-from vllm_chill.core.target import Asleep, Draining, Endpoint, Failed, Limits, Ready, Target, TargetRef, Waking
+from vllm_chill.core.target import Asleep, Draining, Endpoint, Failed, Limits, Phase, Ready, Target, TargetRef, Waking
 from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, WakeFailed
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -43,6 +43,9 @@ class Stage:
     controller: ScaleController
     backend: MemoryBackend
     recording: Recording
+
+    def phase_is(self, kind: type[Phase]) -> bool:
+        return isinstance(self.controller.target.phase, kind)
 
     async def lease(self, hold: float = 120) -> Lease:
         return await self.controller.lease(hold)
@@ -88,7 +91,7 @@ async def test_a_warm_lease_waits_for_nothing() -> None:
 async def test_asleep_there_is_no_lease_now() -> None:
     async with running() as stage:
         assert stage.controller.lease_now() is None
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
 
 
 async def test_a_failed_wake_fails_all_callers_with_its_reason() -> None:
@@ -123,7 +126,7 @@ async def test_a_client_that_leaves_does_not_stop_the_wake() -> None:
         await asyncio.wait([caller])
         assert stage.controller.target.waiting == 0
         await asyncio.sleep(51)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
 
 
 async def test_a_hold_expires_and_the_wake_goes_on() -> None:
@@ -132,7 +135,7 @@ async def test_a_hold_expires_and_the_wake_goes_on() -> None:
             await stage.lease(hold=120)
         assert error.value.retry_after_seconds == 10
         await asyncio.sleep(481)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
 
 
 async def test_a_start_that_takes_too_long_fails_and_gives_the_gpu_back() -> None:
@@ -146,9 +149,9 @@ async def test_a_start_that_takes_too_long_fails_and_gives_the_gpu_back() -> Non
 async def test_idle_for_the_whole_timeout_and_not_a_moment_less() -> None:
     async with running(replicas=1) as stage:
         await asyncio.sleep(299.9)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
         await asyncio.sleep(0.2)
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
         assert stage.backend.writes == [0]
 
 
@@ -156,12 +159,12 @@ async def test_a_lease_longer_than_the_idle_timeout_is_never_cut() -> None:
     async with running(replicas=1) as stage:
         lease = await stage.lease()
         await asyncio.sleep(10_000)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
         lease.release()
         await asyncio.sleep(299.9)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
         await asyncio.sleep(0.2)
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
 
 
 async def test_each_use_begins_the_idle_time_anew() -> None:
@@ -177,7 +180,7 @@ async def test_each_use_begins_the_idle_time_anew() -> None:
 async def test_a_caller_during_the_sleep_is_served_after_a_new_wake() -> None:
     async with running(replicas=1, stop=20) as stage:
         await asyncio.sleep(301)
-        assert isinstance(stage.controller.target.phase, Draining)
+        assert stage.phase_is(Draining)
         await stage.lease()
         assert stage.backend.writes == [0, 1]
 
@@ -193,7 +196,7 @@ async def test_scaled_down_by_someone_else_stays_down_until_a_caller_comes() -> 
     async with running(replicas=1) as stage:
         stage.backend.set_replicas(0)
         await asyncio.sleep(1000)
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
         await stage.lease()
         assert stage.recording.scales == [(1, None)]
 
@@ -201,7 +204,7 @@ async def test_scaled_down_by_someone_else_stays_down_until_a_caller_comes() -> 
 async def test_a_death_fails_nobody_who_comes_later() -> None:
     async with running(replicas=1) as stage:
         stage.backend.die("it exited with status 137")
-        assert isinstance(stage.controller.target.phase, Failed)
+        assert stage.phase_is(Failed)
         await stage.lease()
 
 
@@ -218,14 +221,14 @@ async def test_an_operator_stops_it_when_its_leases_have_ended() -> None:
 async def test_an_operator_wakes_it_and_is_told_when_it_is_ready() -> None:
     async with running() as stage:
         await stage.controller.wake(wait=True)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
         assert stage.controller.target.in_flight == 0
 
 
 async def test_an_operator_need_not_wait() -> None:
     async with running() as stage:
         await stage.controller.wake(wait=False)
-        assert isinstance(stage.controller.target.phase, Waking)
+        assert stage.phase_is(Waking)
 
 
 async def test_an_operator_is_told_why_it_cannot_wake() -> None:

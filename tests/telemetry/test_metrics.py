@@ -46,7 +46,7 @@ def test_a_scraper_gets_the_format_that_it_asks_for(metrics: Metrics) -> None:
     assert text_type.startswith("text/plain")
     assert openmetrics_type.startswith("application/openmetrics-text")
     assert list(parse_text(text.decode()))
-    assert list(parse_openmetrics(openmetrics.decode()))
+    assert list(parse_openmetrics(openmetrics.decode()))  # type: ignore[no-untyped-call]
 
 
 def test_the_gauges_are_read_off_the_target_at_the_scrape(metrics: Metrics) -> None:

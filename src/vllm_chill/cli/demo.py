@@ -99,4 +99,5 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
     def welcome(host: str, bound: int) -> None:
         click.echo(_WELCOME.format(url=f"http://{host}:{bound}", idle=idle_timeout, load=load_seconds))
 
-    asyncio.run(app.serve(app.Plan(settings, engine), recorders=(Narrator(idle_timeout),), listening=welcome))
+    plan = app.Plan(settings, engine, name="demo-engine")
+    asyncio.run(app.serve(plan, recorders=(Narrator(idle_timeout),), listening=welcome))

@@ -75,4 +75,6 @@ def _describe(target: TargetStatus) -> str:
 
 
 def _words(seconds: float | None) -> str | None:
-    return None if seconds is None else str(durationpy.to_str(timedelta(seconds=round(seconds)))) or "0s"
+    if seconds is None:
+        return None
+    return str(durationpy.to_str(timedelta(seconds=round(seconds)))) if round(seconds) else "0s"

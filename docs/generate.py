@@ -1,0 +1,248 @@
+"""Writes the reference pages from the code that they describe; `--check` only compares.
+
+Run it as `python docs/generate.py [--check]`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import Metric
+
+from vllm_chill.core.lifecycle import (
+    Arrived,
+    Event,
+    Granted,
+    Left,
+    Observed,
+    Released,
+    Scaled,
+    ScaleFailed,
+    ScaleStarted,
+    StopAsked,
+    Tick,
+    WakeAsked,
+    desired_replicas,
+    next_deadline,
+    step,
+)
+from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
+from vllm_chill.settings import Settings, default_text, env_of, extra_of, flag_of
+from vllm_chill.telemetry.metrics import Metrics
+
+DOCS = Path(__file__).parent
+MADE = "<!-- Made by docs/generate.py; a test compares it with the code. -->"
+
+# --- the lifecycle ---
+
+_LIMITS = Limits(idle_seconds=300, start_seconds=1800)
+_HERE = (Endpoint("127.0.0.1", 8000),)
+_SEEN = {
+    "seen at 0": Observation(0, 0),
+    "seen at 0, still ending": Observation(0, 1),
+    "seen starting": Observation(1, 1),
+    "seen ready": Observation(1, 1, _HERE),
+    "seen failed": Observation(0, 0, failure="it broke"),
+}
+_LABELS: dict[str, Event] = {
+    "a request arrives": Arrived(),
+    "a request leaves": Left(),
+    "a lease begins": Granted(),
+    "a lease ends": Released(),
+    "operator: start": WakeAsked(),
+    "operator: stop": StopAsked(),
+    "a deadline passes": Tick(),
+    **{label: Observed(seen) for label, seen in _SEEN.items()},
+}
+_DEPTH = 7
+
+
+def _events(target: Target) -> dict[str, Event]:
+    events = dict(_LABELS)
+    if not target.waiting:
+        del events["a request leaves"], events["a lease begins"]
+    elif not isinstance(target.phase, Ready):
+        del events["a lease begins"]
+    if not target.in_flight:
+        del events["a lease ends"]
+    if target.sent is not None:
+        events["the write succeeds"] = Scaled(target.sent)
+        events["the write fails for now"] = ScaleFailed(target.sent, "away", final=False)
+        events["the write is refused"] = ScaleFailed(target.sent, "no", final=True)
+    else:
+        desired = desired_replicas(target)
+        if target.observed is not None and desired is not None and desired != target.observed.replicas:
+            events["a write begins"] = ScaleStarted(desired)
+    return events
+
+
+def transitions() -> dict[tuple[str, str], set[str]]:
+    """Every change of phase that `step` makes within a few events of the start, and what causes it."""
+    start = Target(TargetRef("ai-apps", "vllm"))
+    found: dict[tuple[str, str], set[str]] = {}
+    seen, queue = {start}, deque([(start, 0)])
+    while queue:
+        target, depth = queue.popleft()
+        for label, event in _events(target).items():
+            # Time stands still but for deadlines, so that equal targets are one.
+            now = (next_deadline(target, _LIMITS) or 0.0) if isinstance(event, Tick) else 0.0
+            after = step(target, event, now, _LIMITS)
+            before_name, after_name = type(target.phase).__name__, type(after.phase).__name__
+            if before_name != after_name:
+                found.setdefault((before_name, after_name), set()).add(label)
+            after = _at_zero(after)
+            if after not in seen and depth < _DEPTH and after.waiting <= 1 and after.in_flight <= 1:
+                seen.add(after)
+                queue.append((after, depth + 1))
+    return found
+
+
+def _at_zero(target: Target) -> Target:
+    phase = target.phase
+    if isinstance(phase, Ready):
+        phase = replace(phase, since=0.0, idle_since=0.0)
+    elif not isinstance(phase, Unknown):
+        phase = replace(phase, since=0.0)
+    return replace(target, phase=phase, failures=min(target.failures, 1))
+
+
+def lifecycle_page() -> str:
+    """The diagram of one target's life."""
+    arrows = transitions()
+    lines = [
+        "# The life of a target",
+        "",
+        MADE,
+        "",
+        "Drawn by asking `core.lifecycle.step` for what it does: every change of phase that it makes within a few",
+        f"events ({_DEPTH} at the most) of the start. What each phase means: [how it works](how-it-works.md).",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        "    [*] --> Unknown",
+        *(f"    {before} --> {after}" for before, after in sorted(arrows)),
+        "```",
+        "",
+        "| from | to | when |",
+        "|---|---|---|",
+        *(f"| {before} | {after} | {'; '.join(sorted(arrows[before, after]))} |" for before, after in sorted(arrows)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# --- settings ---
+
+
+def configuration_page() -> str:
+    """Every setting of `vllm-chill serve`."""
+    lines = [
+        "# Configuration",
+        "",
+        MADE,
+        "",
+        "`vllm-chill serve` takes each setting as a flag or from the environment. A flag wins over its variable; an",
+        "empty variable is unset. A value that cannot be used ends the program with exit status 2 and one line that",
+        "names the setting, the value and what is accepted.",
+    ]
+    group = ""
+    for name, field in Settings.model_fields.items():
+        if extra_of(field, "group") != group:
+            group = extra_of(field, "group")
+            lines += ["", f"## {group}", "", "| flag | variable | default | what | accepts |", "|---|---|---|---|---|"]
+        default = default_text(field)
+        lines.append(
+            f"| `{flag_of(name)}` | `{env_of(field)}` | {f'`{default}`' if default else ''} "
+            f"| {field.description} | {extra_of(field, 'accepts')} |"
+        )
+    lines += [
+        "",
+        "## VLLM_PORT in a namespace with a Service called `vllm`",
+        "",
+        "Kubernetes sets `VLLM_PORT=tcp://10.0.0.1:80` in every pod of such a namespace, for its own purposes. Such a",
+        "value is ignored with a warning. Setting `enableServiceLinks: false` in the pod avoids it, which vLLM itself",
+        "needs too: it reads `VLLM_PORT` and expects a number.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# --- metrics ---
+
+
+def _families() -> list[Metric]:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "0")
+    metrics.follow(lambda: Target(TargetRef("ai-apps", "vllm")), lambda: 0.0)
+    process = CollectorRegistry()
+    ProcessCollector(registry=process)
+    others = {family.name for family in process.collect()}
+    return [family for family in registry.collect() if family.name not in others]
+
+
+_LABEL_NAMES = {
+    "vllm_chill_requests": "method, route, status",
+    "vllm_chill_request_duration_seconds": "route",
+    "vllm_chill_scale_operations": "direction, outcome",
+    "vllm_chill_build_info": "version",
+}
+
+
+def metrics_page() -> str:
+    """Every metric of the proxy."""
+    lines = [
+        "# Metrics",
+        "",
+        MADE,
+        "",
+        "`GET /proxy/metrics` gives the proxy's own metrics, as Prometheus text or as OpenMetrics, whichever the",
+        "scraper asks for. `GET /metrics` gives those of vLLM while it is awake; asleep it answers 200 with a comment.",
+        "Neither wakes the target nor keeps it awake, so both can be scraped at any interval.",
+        "",
+        "| metric | type | labels | what |",
+        "|---|---|---|---|",
+    ]
+    for family in sorted(_families(), key=lambda f: f.name):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        lines.append(f"| `{name}` | {family.type} | {_LABEL_NAMES.get(family.name, '')} | {family.documentation} |")
+    lines += [
+        "",
+        "Besides these there are the `process_*` metrics of the proxy's own process.",
+        "",
+        "`route` is one of the proxy's own paths, or `proxied`; `method` is one of HTTP's usual methods, or `OTHER`;",
+        "`direction` is `up` or `down`, `outcome` is `success` or `failure`. No label ever holds what a caller",
+        "made up.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+PAGES = {
+    "lifecycle.md": lifecycle_page,
+    "configuration.md": configuration_page,
+    "metrics.md": metrics_page,
+}
+
+
+def main() -> int:
+    """Write the pages, or say which differ."""
+    stale = []
+    for name, page in PAGES.items():
+        path, text = DOCS / name, page()
+        if path.exists() and path.read_text() == text:
+            continue
+        stale.append(name)
+        if "--check" not in sys.argv:
+            path.write_text(text)
+    if "--check" in sys.argv and stale:
+        sys.stderr.write(f"not what the code says: {', '.join(stale)}; run: python docs/generate.py\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""A whole proxy in this process, over real sockets: the memory backend for the target, any server for the upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from vllm_chill.adapters.memory import MemoryBackend
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
+from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.server import ProxyServer
+
+UpstreamHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    """Answer with what arrived."""
+    body = await request.read()
+    return web.json_response(
+        {
+            "method": request.method,
+            "target": request.raw_path,
+            "headers": [[k.decode(), v.decode()] for k, v in request._message.raw_headers],
+            "size": len(body),
+            "body": body[:1000].decode("latin-1"),
+        }
+    )
+
+
+@dataclass
+class Stage:
+    """What a scenario has in hand."""
+
+    url: str
+    address: tuple[str, int]
+    session: aiohttp.ClientSession
+    controller: ScaleController
+    backend: MemoryBackend
+    metrics: Metrics
+    server: ProxyServer
+    hits: list[str] = field(default_factory=list)
+
+    def phase_is(self, kind: type[Phase]) -> bool:
+        return isinstance(self.controller.target.phase, kind)
+
+    async def get(self, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
+        async with self.session.get(self.url + path, **kwargs) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def post(self, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
+        async with self.session.post(self.url + path, **kwargs) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def until(self, holds: Callable[[], bool], seconds: float = 5) -> None:
+        async with asyncio.timeout(seconds):
+            while not holds():  # noqa: ASYNC110 - what is awaited is anything at all
+                await asyncio.sleep(0.005)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def raw(self, request: bytes) -> bytes:
+        """Send these bytes on a new connection, and return all that comes until the connection ends."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def stage(
+    upstream: UpstreamHandler = echo,
+    *,
+    awake: bool = False,
+    start: float = 0.05,
+    stop: float = 0.0,
+    idle: float = 300.0,
+    limit: float = 1800.0,
+    hold: float = 10.0,
+    replay_bytes: int = 1 << 20,
+    response: float | None = 10.0,
+) -> AsyncIterator[Stage]:
+    """A proxy that listens, with its target asleep or awake."""
+    hits: list[str] = []
+
+    async def counted(request: web.BaseRequest) -> web.StreamResponse:
+        hits.append(f"{request.method} {request.raw_path}")
+        return await upstream(request)
+
+    async with contextlib.AsyncExitStack() as stack:
+        runner = web.ServerRunner(web.Server(counted, handler_cancellation=True, access_log=None), shutdown_timeout=0.1)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        endpoint = Endpoint(*runner.addresses[0])
+        backend = MemoryBackend(endpoint, start_seconds=start, stop_seconds=stop, replicas=int(awake))
+        metrics = Metrics(CollectorRegistry(), "test")
+        pool = UpstreamPool()
+        stack.push_async_callback(pool.aclose)
+        controller = ScaleController(TargetRef("test", "vllm"), Limits(idle, limit), backend, TargetRecorder(metrics))
+        metrics.follow(lambda: controller.target, controller.now)
+        options = ProxyOptions(hold, replay_bytes, RelayTimeouts(2.0, response))
+        handler = ProxyHandler(controller, pool, metrics, options)
+        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining)
+        server = ProxyServer(handler.proxy, admin.handle, metrics)
+        stack.push_async_callback(server.close)
+        running = asyncio.create_task(controller.run())
+        stack.push_async_callback(_cancelled, running)
+        [address] = await server.listen("127.0.0.1", 0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        await asyncio.sleep(0)
+        yield Stage(f"http://{address[0]}:{address[1]}", address, session, controller, backend, metrics, server, hits)
+        assert not running.done(), running.result()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def envelope(text: bytes | str) -> dict[str, Any]:
+    """The inside of OpenAI's error envelope, checked for its shape."""
+    body = json.loads(text)
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "code", "param"}
+    return dict(body["error"])
