@@ -139,6 +139,7 @@ async def serve(
             value=link,
             hint="set enableServiceLinks: false, or use --target-port",
         )
+    stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
         backend = await stack.enter_async_context(open_backend(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
@@ -152,12 +153,12 @@ async def serve(
         admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
         server = ProxyServer(proxy.proxy, admin.handle, metrics)
         stack.push_async_callback(server.close)
-        running = await stack.enter_async_context(_running(controller))
         host, port = await _listen(server, settings)
+        running = await stack.enter_async_context(_running(controller))
         log.info("listening", host=host, port=port, target=str(plan.ref), backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
-        await _until_stopped(server, settings, running)
+        await _until_stopped(server, settings, running, stopped)
 
 
 @contextlib.asynccontextmanager
@@ -174,19 +175,28 @@ async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
     try:
         addresses = await server.listen(settings.host, settings.port)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingError(
             f"cannot listen on {settings.host} port {settings.port}: {reason}; give another --host or --port"
         ) from error
     return addresses[0]
 
 
-async def _until_stopped(server: ProxyServer, settings: Settings, running: asyncio.Task[None]) -> None:
-    log = structlog.get_logger("vllm_chill")
+def _signals() -> asyncio.Queue[signal.Signals]:
+    """The signals that ask for an end, from now on."""
     stopped: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.put_nowait, number)
+        asyncio.get_running_loop().add_signal_handler(number, stopped.put_nowait, number)
+    return stopped
+
+
+async def _until_stopped(
+    server: ProxyServer,
+    settings: Settings,
+    running: asyncio.Task[None],
+    stopped: asyncio.Queue[signal.Signals],
+) -> None:
+    log = structlog.get_logger("vllm_chill")
     first = asyncio.create_task(stopped.get())
     await asyncio.wait([first, running], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
