@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.core.target import Endpoint, Limits, Ready, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import ClusterBackend, Recorder
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
@@ -74,18 +74,18 @@ class Plan:
 
 
 class _Record:
-    """Everybody who wants to know what happens to the target, as one recorder."""
+    """Everybody who wants to know what happens to the target, as one recorder, and the pool of its connections."""
 
     def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
         self._recorders = recorders
         self._pool = pool
 
     def changed(self, before: Target, after: Target, now: float) -> None:
-        if isinstance(before.phase, Ready) and before.observed is not None and not isinstance(after.phase, Ready):
-            for endpoint in before.observed.endpoints:
-                self._pool.close_endpoint(endpoint)
         for recorder in self._recorders:
             recorder.changed(before, after, now)
+
+    def departed(self, endpoint: Endpoint) -> None:
+        self._pool.close_endpoint(endpoint)
 
     def held(self, seconds: float) -> None:
         for recorder in self._recorders:

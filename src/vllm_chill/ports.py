@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vllm_chill.core.target import Observation, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
 
 
 class Observer(Protocol):
@@ -42,6 +42,9 @@ class Recorder(Protocol):
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         """Take a change of phase; `now` is in seconds on the clock of the phases."""
+
+    def departed(self, endpoint: Endpoint) -> None:
+        """Take that a replica behind this endpoint no longer serves: a kept connection may lead to it."""
 
     def held(self, seconds: float) -> None:
         """Take that a caller was held for that long, whatever came of it."""

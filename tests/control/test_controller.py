@@ -11,7 +11,19 @@ import pytest
 
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import Lease, ScaleController
-from vllm_chill.core.target import Asleep, Draining, Endpoint, Failed, Limits, Phase, Ready, Target, TargetRef, Waking
+from vllm_chill.core.target import (
+    Asleep,
+    Draining,
+    Endpoint,
+    Failed,
+    Limits,
+    Observation,
+    Phase,
+    Ready,
+    Target,
+    TargetRef,
+    Waking,
+)
 from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, WakeFailed
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -27,9 +39,13 @@ class Recording:
     phases: list[str] = field(default_factory=list)
     holds: list[float] = field(default_factory=list)
     scales: list[tuple[int, str | None]] = field(default_factory=list)
+    departures: list[Endpoint] = field(default_factory=list)
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         self.phases.append(type(after.phase).__name__)
+
+    def departed(self, endpoint: Endpoint) -> None:
+        self.departures.append(endpoint)
 
     def held(self, seconds: float) -> None:
         self.holds.append(seconds)
@@ -258,3 +274,14 @@ async def test_readiness_lost_and_found_needs_no_write() -> None:
         stage.backend.ready()
         (await caller).release()
         assert stage.recording.scales == []
+
+
+async def test_connections_to_a_replica_that_departs_are_not_kept() -> None:
+    async with running(replicas=1) as stage:
+        pods = [frozenset({"old"}), frozenset({"old", "new"}), frozenset({"new"})]
+        for serving in pods:
+            stage.controller.observed(Observation(1, len(serving), (HERE,), serving=serving))
+        assert stage.recording.departures == [HERE]
+        assert stage.phase_is(Ready)
+        stage.backend.unready()
+        assert stage.recording.departures == [HERE, HERE]

@@ -128,8 +128,13 @@ def seen(workload: WorkloadFacts | None, *pods: PodFacts) -> Observation:
         pytest.param(WorkloadFacts(0), (), Observation(0, 0), id="asleep"),
         pytest.param(ONE, (), Observation(1, 0), id="asked for, no pod yet"),
         pytest.param(ONE, (LOADING,), Observation(1, 1), id="loading"),
-        pytest.param(ONE, (READY,), Observation(1, 1, (HERE,)), id="ready"),
-        pytest.param(WorkloadFacts(2), (READY, LOADING), Observation(2, 2, (HERE,)), id="one of two ready"),
+        pytest.param(ONE, (READY,), Observation(1, 1, (HERE,), serving=frozenset({READY.name})), id="ready"),
+        pytest.param(
+            WorkloadFacts(2),
+            (READY, LOADING),
+            Observation(2, 2, (HERE,), serving=frozenset({READY.name})),
+            id="one of two ready",
+        ),
         pytest.param(WorkloadFacts(0), (READY,), Observation(0, 1), id="scaled to 0, the pod still ready"),
         pytest.param(
             ONE,
@@ -141,7 +146,12 @@ def seen(workload: WorkloadFacts | None, *pods: PodFacts) -> Observation:
         pytest.param(
             ONE, (pod(waiting("ImagePullBackOff"), terminating=True),), Observation(1, 0), id="a failure on its way out"
         ),
-        pytest.param(ONE, (STUCK, READY), Observation(1, 2, (HERE,)), id="a failed pod beside one that serves"),
+        pytest.param(
+            ONE,
+            (STUCK, READY),
+            Observation(1, 2, (HERE,), serving=frozenset({READY.name})),
+            id="a failed pod beside one that serves",
+        ),
         pytest.param(
             WorkloadFacts(2), (STUCK, LOADING), Observation(2, 2), id="a failed pod beside one that may start"
         ),

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import click
 
-from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Waking
+from vllm_chill.core.target import Asleep, Draining, Endpoint, Failed, Ready, Target, Waking
 
 _WELCOME = """\
 vllm-chill demo: a proxy on {url}, and behind it a demo engine.
@@ -55,6 +55,9 @@ class Narrator:
                 self._say(f"the engine failed: {cause}")
             case _:
                 pass
+
+    def departed(self, endpoint: Endpoint) -> None:
+        """The phases tell enough."""
 
     def held(self, seconds: float) -> None:
         """Tell of a request that had to wait."""

@@ -128,7 +128,11 @@ class ScaleController:
 
     def observed(self, observation: Observation) -> None:
         """Take what the target is now."""
+        before = self._target.observed
         self._apply(Observed(observation))
+        if before is not None:
+            for endpoint in observation.departed_from(before):
+                self._recorder.departed(endpoint)
 
     def lost(self, cause: str) -> None:
         """Take that the target cannot be seen at present."""

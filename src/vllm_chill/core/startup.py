@@ -83,8 +83,8 @@ def observation(
     live = tuple(pod for pod in pods if is_live(pod))
     if workload.replicas == 0:
         return Observation(0, len(live))
-    if any(is_ready(pod) for pod in live):
-        return Observation(workload.replicas, len(live), (endpoint,))
+    if serving := frozenset(pod.name for pod in live if is_ready(pod)):
+        return Observation(workload.replicas, len(live), (endpoint,), serving=serving)
     return Observation(workload.replicas, len(live), failure=_failure(ref, workload, pods, live))
 
 

@@ -38,13 +38,21 @@ class Observation:
 
     `replicas` is the number asked for (a Deployment's spec.replicas); `live` how many exist and are not
     terminating; `endpoints` where requests can go now, empty while nothing is ready. `failure` says why the
-    target will not become ready by waiting, and is None while it may.
+    target will not become ready by waiting, and is None while it may. `serving` names the ready replicas, which
+    may be several behind one endpoint.
     """
 
     replicas: int
     live: int
     endpoints: tuple[Endpoint, ...] = ()
     failure: str | None = None
+    serving: frozenset[str] = frozenset()
+
+    def departed_from(self, before: Observation) -> tuple[Endpoint, ...]:
+        """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it."""
+        if before.serving <= self.serving:
+            return tuple(endpoint for endpoint in before.endpoints if endpoint not in self.endpoints)
+        return before.endpoints
 
 
 class SleepReason(enum.Enum):

@@ -6,7 +6,18 @@ from typing import Any
 
 import structlog
 
-from vllm_chill.core.target import Asleep, Draining, Failed, Phase, Ready, SleepReason, Target, Unknown, Waking
+from vllm_chill.core.target import (
+    Asleep,
+    Draining,
+    Endpoint,
+    Failed,
+    Phase,
+    Ready,
+    SleepReason,
+    Target,
+    Unknown,
+    Waking,
+)
 from vllm_chill.telemetry.metrics import Metrics
 
 
@@ -25,6 +36,9 @@ class TargetRecorder:
             self._metrics.wake_duration.observe(now - before.phase.since)
         level = self._log.error if isinstance(after.phase, Failed) else self._log.info
         level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase))
+
+    def departed(self, endpoint: Endpoint) -> None:
+        """Phases and scales tell enough."""
 
     def held(self, seconds: float) -> None:
         """Measure a hold."""
