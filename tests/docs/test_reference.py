@@ -1,0 +1,55 @@
+"""The reference pages say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vllm_chill.api.status import ProxyStatus, TargetStatus
+from vllm_chill.core.routing import METHODS
+from vllm_chill.errors import AnswerableError
+
+ROOT = Path(__file__).parent.parent.parent
+HTTP_API = (ROOT / "docs" / "http-api.md").read_text()
+
+
+def test_the_pages_made_from_the_code_are_up_to_date() -> None:
+    result = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def with_code(kind: type[AnswerableError]) -> Iterator[type[AnswerableError]]:
+    for below in kind.__subclasses__():
+        if "code" in vars(below) and not below.__name__.startswith("_"):
+            yield below
+        yield from with_code(below)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in with_code(AnswerableError)])
+def test_every_error_is_in_the_table_with_its_status(kind: type[AnswerableError]) -> None:
+    assert re.search(rf"^\| {kind.status} \| `{kind.code}` \|", HTTP_API, re.MULTILINE)
+
+
+def test_the_table_has_no_error_that_is_not_there() -> None:
+    codes = {kind.code for kind in with_code(AnswerableError)} | {AnswerableError.code}
+    assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", HTTP_API, re.MULTILINE)) == codes
+
+
+@pytest.mark.parametrize("path", [route.value for route in METHODS])
+def test_every_route_of_the_proxy_is_in_the_table(path: str) -> None:
+    assert re.search(rf"^\| .*`{path}` \|", HTTP_API, re.MULTILINE)
+
+
+def test_the_status_in_the_page_has_the_fields_that_there_are() -> None:
+    example = re.search(r"```json\n(\{.*?\n\})\n```", HTTP_API, re.DOTALL)
+    assert example is not None
+    status = ProxyStatus.model_validate_json(example[1], strict=True)
+    assert status.model_fields_set == set(ProxyStatus.model_fields)
+    assert status.targets[0].model_fields_set == set(TargetStatus.model_fields)
