@@ -9,8 +9,8 @@ from aiohttp import HttpVersion11, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
-from tests.proxy.wire import LOCALHOST, Peer
 
+from tests.proxy.wire import LOCALHOST, Peer
 from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, drain, message_of, when_writable
 
 ALIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

@@ -6,8 +6,8 @@ import os
 import socket
 
 import pytest
-from tests.proxy.wire import LOCALHOST, Peer, Script, Wire, wired
 
+from tests.proxy.wire import LOCALHOST, Peer, Script, Wire, wired
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import (
     BadRequest,

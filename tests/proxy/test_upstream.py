@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.proxy.wire import LOCALHOST, Peer, Upstream, upstream_of
 
+from tests.proxy.wire import LOCALHOST, Peer, Upstream, upstream_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import UpstreamRefused
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool

@@ -68,6 +68,12 @@ def message_of(request: BaseRequest) -> RawRequestMessage:
     return request._message
 
 
+def peer_of(protocol: RequestHandler) -> tuple[str, str]:
+    """The client's address, empty if it has none (a Unix socket), and the scheme that it speaks."""
+    peername = protocol.peername
+    return peername[0] if isinstance(peername, tuple) else "", "https" if protocol.ssl_context else "http"
+
+
 def when_writable(protocol: RequestHandler, call: Callable[[], None]) -> None:
     """Call once the client takes bytes again, or is gone. To be used while `protocol.writing_paused`.
 
@@ -76,7 +82,7 @@ def when_writable(protocol: RequestHandler, call: Callable[[], None]) -> None:
     """
     waiter = protocol._drain_waiter
     if waiter is None:
-        waiter = protocol._drain_waiter = asyncio.get_running_loop().create_future()
+        waiter = protocol._drain_waiter = protocol._loop.create_future()
 
     def resumed(future: asyncio.Future[None]) -> None:
         if not future.cancelled():

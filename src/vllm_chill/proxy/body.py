@@ -60,17 +60,20 @@ class RequestBody:
         """Whether it can be sent from its start: nothing that was sent has been forgotten."""
         return self._whole is not None or self._kept is not None
 
+    @property
+    def whole(self) -> bytes | None:
+        """The body if all of it is here, or has been read; None if it is streamed or has yet to come."""
+        if self._whole is None and self._small and not self._kept and self._payload.is_eof():
+            self._whole, self._kept = self._payload.read_nowait(), None
+        return self._whole
+
     async def load(self) -> bytes | None:
         """The body whole, read now if it has to be; None if it is streamed. Raises BadRequest if it is broken."""
-        if self._whole is None and self._small:
+        if self.whole is None and self._small:
             assert self._kept is not None
-            if not self._kept and self._payload.is_eof():
-                self._whole = self._payload.read_nowait()
-            else:
-                while piece := await self._read():
-                    self._kept += piece
-                self._whole = bytes(self._kept)
-            self._kept = None
+            while piece := await self._read():
+                self._kept += piece
+            self._whole, self._kept = bytes(self._kept), None
         return self._whole
 
     async def send(self, sink: Sink) -> None:

@@ -42,6 +42,8 @@ _TRAILER = re.compile(
 )
 _TRAILER_START = re.compile(rb"(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,200}+(?::%b{0,7000}+\r?)?|\r)?" % _VALUE)
 
+_NO_OPTIONS: frozenset[bytes] = frozenset()
+
 _IN_HEAD, _IN_LENGTH, _IN_CHUNKS, _IN_TRAILERS, _TO_CLOSE = range(5)
 
 
@@ -155,7 +157,7 @@ class ResponseFraming:
 
     def _read_head(self, head: bytes, http11: bool, status: bytes) -> bytes | None:
         """Set up how the body is framed; the head for the client, or None if it is this one."""
-        length, chunked, options, plain = -1, False, frozenset[bytes](), http11
+        length, chunked, options, plain = -1, False, _NO_OPTIONS, http11
         for name, value in _SPECIAL.findall(head):
             name, value = name.lower(), value.strip(b" \t")
             if name == b"content-length":

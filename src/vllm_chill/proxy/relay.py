@@ -23,7 +23,7 @@ from vllm_chill.errors import (
     UpstreamReset,
     UpstreamSilent,
 )
-from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, drain, message_of, when_writable
+from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, drain, message_of, peer_of, when_writable
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.headers import request_head
@@ -62,8 +62,11 @@ async def relay(
     A kept connection that the upstream closes without a byte was most likely closed before the request reached it;
     the request then goes out once more on a new one, whatever its method: to infer twice harms nobody.
     """
-    whole = await body.load()
-    head = request_head(message_of(request), endpoint, body.framing, peer=request.remote or "", scheme=request.scheme)
+    whole = body.whole
+    if whole is None:
+        whole = await body.load()
+    peer, scheme = peer_of(request.protocol)
+    head = request_head(message_of(request), endpoint, body.framing, peer=peer, scheme=scheme)
     connection = pool.take(endpoint)
     if connection is not None:
         try:
@@ -117,7 +120,7 @@ class _Exchange:
             http10=message.version < HttpVersion11,
             keep_alive=not message.should_close,
         )
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[None] = connection.loop.create_future()
         self._failure: ChillError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._request_sent = False
@@ -143,7 +146,9 @@ class _Exchange:
                     connection.transport.write(whole)
                 self._wait_for_response(timeouts)
                 await self._over
-            return await self._result()
+            if self._failure is None and self._protocol.writing_paused:
+                await drain(self._protocol)
+            return self._result()
         except BaseException:
             self._abandon()
             raise
@@ -230,11 +235,9 @@ class _Exchange:
         if self._connection is not None:
             self._connection.resume_reading()
 
-    async def _result(self) -> Relayed:
+    def _result(self) -> Relayed:
         framing, failure = self._framing, self._failure
         if failure is None:
-            if self._protocol.writing_paused:
-                await drain(self._protocol)
             return Relayed(framing.status, self._sent, keep_alive=framing.keep_alive)
         if not self._sent:
             raise failure

@@ -37,14 +37,16 @@ class UpstreamConnection(asyncio.Protocol):
     """One keep-alive connection to an endpoint. TCP_NODELAY is asyncio's default.
 
     `exchange` is who has it, None while it waits in the pool. `reused` says that it has served a request before:
-    the upstream may then close it, having been idle, before it sees the next one.
+    the upstream may then close it, having been idle, before it sees the next one. `loop` is kept because to ask for
+    the running one is a system call (getpid) on Python 3.11.
     """
 
-    __slots__ = ("_drained", "_home", "_lost", "_paused", "_reading", "exchange", "reused", "transport")
+    __slots__ = ("_drained", "_home", "_lost", "_paused", "_reading", "exchange", "loop", "reused", "transport")
 
     transport: asyncio.Transport
 
-    def __init__(self, home: _Home) -> None:
+    def __init__(self, home: _Home, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.exchange: Exchange | None = None
         self.reused = False
         self._home = home
@@ -114,14 +116,14 @@ class UpstreamConnection(asyncio.Protocol):
     async def drain(self) -> None:
         """Until the upstream takes more bytes, or the connection is gone. For one caller at a time."""
         while self._paused and not self.transport.is_closing():
-            self._drained = asyncio.get_running_loop().create_future()
+            self._drained = self.loop.create_future()
             await self._drained
 
     async def wait_closed(self) -> None:
         """Until the connection is gone. The transport must be closing, or be about to be."""
         if self in self._home.open:
             if self._lost is None:
-                self._lost = asyncio.get_running_loop().create_future()
+                self._lost = self.loop.create_future()
             await asyncio.shield(self._lost)
 
 
@@ -160,7 +162,7 @@ class UpstreamPool:
         if home is None or not home.idle:
             return None
         connection, since = home.idle.popitem()
-        if asyncio.get_running_loop().time() - since <= self._idle_seconds and not connection.transport.is_closing():
+        if connection.loop.time() - since <= self._idle_seconds and not connection.transport.is_closing():
             return connection
         connection.transport.abort()
         return self.take(endpoint)
@@ -174,7 +176,7 @@ class UpstreamPool:
         try:
             async with asyncio.timeout(timeout_seconds):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(home), endpoint.host, endpoint.port
+                    lambda: UpstreamConnection(home, loop), endpoint.host, endpoint.port
                 )
         except TimeoutError as error:
             raise UpstreamRefused(
@@ -195,10 +197,9 @@ class UpstreamPool:
             return
         connection.resume_reading()
         connection.reused = True
-        loop = asyncio.get_running_loop()
-        home.idle[connection] = loop.time()
+        home.idle[connection] = connection.loop.time()
         if self._sweep is None:
-            self._sweep = loop.call_later(self._idle_seconds, self._close_old)
+            self._sweep = connection.loop.call_later(self._idle_seconds, self._close_old)
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """The endpoint's replica is going: close its idle connections now, and those in use after their response."""
