@@ -225,8 +225,9 @@ class ScaleController:
     def _refusal(self, refuse: Refuse) -> WakeFailed | TargetUnknown:
         seconds = max(1, math.ceil(refuse.retry_after_seconds))
         if isinstance(self._target.phase, Failed):
-            message = f"{self._target.ref} could not be woken: {refuse.cause}"
-            return WakeFailed(f"{message}. A request after {seconds} s tries again.", retry_after_seconds=seconds)
+            cause = refuse.cause if refuse.cause.endswith(("?", "!", ".")) else f"{refuse.cause}."
+            message = f"{self._target.ref} could not be woken: {cause} A request after {seconds} s tries again."
+            return WakeFailed(message, retry_after_seconds=seconds)
         return TargetUnknown(self._unknown(), retry_after_seconds=seconds)
 
     def _unknown(self) -> str:

@@ -99,8 +99,7 @@ class ProxyServer:
             except Exception:
                 response = self._bug(request, route)
             status = response.status
-            if self._draining:
-                self._close_after(response)
+            self._finish(response)
             return response
         finally:
             self._active -= 1
@@ -112,10 +111,12 @@ class ProxyServer:
         self._log.exception("a bug in vllm-chill", method=request.method, route=route.value)
         return answer(InternalError("vllm-chill has a bug here, and its log says more. Please report it."))
 
-    def _close_after(self, response: web.StreamResponse) -> None:
+    def _finish(self, response: web.StreamResponse) -> None:
         if isinstance(response, Relayed):
-            response.keep_alive = False
-        else:
+            response.keep_alive = response.keep_alive and not self._draining
+            return
+        response.headers["Server"] = "vllm-chill"
+        if self._draining:
             response.force_close()
 
 
