@@ -1,0 +1,48 @@
+# The image of vllm-chill: Python, a virtual environment in /opt/venv, and nothing else.
+#
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag vllm-chill:0.1.0 .
+#
+# tests/docker/run-steps carries these steps out where there is no Docker engine.
+
+# The tag fixes Python's minor version and Debian's release, and takes their security fixes. A release is made from
+# a digest, so that it can be built again: `docker buildx imagetools inspect python:3.13-slim-trixie` prints that of
+# the index of all platforms, and it is written here as python:3.13-slim-trixie@sha256:…
+FROM python:3.13-slim-trixie AS base
+
+FROM base AS build
+# No pip in the environment: what is not there cannot install anything.
+RUN python -m venv --without-pip /opt/venv
+# The dependencies change less often than the code, so they are a layer of their own. The file names each by version
+# and hash, and only wheels are taken: there is no compiler here, for any platform.
+COPY deploy/requirements.txt /build/
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement /build/requirements.txt
+COPY pyproject.toml README.md /build/
+COPY src /build/src
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /build/dist /build \
+    && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --no-index /build/dist/*.whl
+# Compiled once, here: the file system may be read-only where it runs. Unchecked, so that neither the time stamps of
+# a copied file nor looking at them matters.
+RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+
+FROM base
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="vllm-chill" \
+      org.opencontainers.image.description="A reverse proxy that wakes vLLM when a request comes and puts it to sleep when nobody uses it." \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/venv /opt/venv
+# Log lines leave as they are written, and nothing is written beside the code.
+ENV PATH="/opt/venv/bin:${PATH}" \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+# A number, as Kubernetes' runAsNonRoot cannot tell who a name is.
+USER 65532:65532
+EXPOSE 8080
+# It drains on SIGTERM: give it --drain-timeout and a little more, as in `docker stop --time 630`.
+STOPSIGNAL SIGTERM
+# No HEALTHCHECK: Kubernetes ignores it, and it would start a Python every few seconds. Probes ask /health and
+# /readyz, as deploy/deployment.yaml does.
+ENTRYPOINT ["vllm-chill"]
+CMD ["serve"]
