@@ -140,7 +140,7 @@ def test_the_first_proxys_word_about_scheme_and_host_stands() -> None:
     fields = ((b"Host", b"chill"), (b"x-forwarded-proto", b"https"), (b"X-Forwarded-Host", b"api.example"))
     lines = sent(Message(raw_headers=fields))
     forwarded = [line for line in lines if line.lower().startswith((b"x-forwarded-proto", b"x-forwarded-host"))]
-    assert forwarded == [b"x-forwarded-proto: https", b"X-Forwarded-Host: api.example"]
+    assert forwarded == [b"X-Forwarded-Proto: https", b"X-Forwarded-Host: api.example"]
     assert b"X-Forwarded-Proto: https" in sent(Message(), scheme="https")
 
 

@@ -51,7 +51,10 @@ class RequestBody:
             self.framing = b"Content-Length: 0\r\n" if declared else b""
             return
         self._kept = bytearray()
-        length = None if message_of(request).chunked else request.content_length
+        if message_of(request).chunked:
+            length = None
+        else:
+            length = payload.total_bytes if payload.is_eof() else request.content_length
         self.framing = _CHUNKED if length is None else b"Content-Length: %d\r\n" % length
         self._small = length is not None and length <= limit
 

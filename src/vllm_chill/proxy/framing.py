@@ -125,9 +125,17 @@ class ResponseFraming:
         if head.end() > HEAD_BYTES:
             raise IllegalResponse(f"its head is larger than {HEAD_BYTES} bytes")
         self._carry = b""
-        if head[2][0] == 0x31:
-            return self._feed_head(self._after_interim(head[2], data[head.end() :]))
-        return self._feed_body(self._read_head(head[0], head[1] == b"1", head[2]), data, head.end())
+        version, status = head.groups()
+        start = head.end()
+        if status[0] == 0x31:
+            return self._feed_head(self._after_interim(status, data[start:]))
+        rewritten = self._read_head(data, start, version == b"1", status)
+        end = start if self.complete else self._advance(data, start)
+        if end < len(data):
+            self.reusable = False
+        if rewritten is None:
+            return data if end == len(data) else data[:end]
+        return rewritten + (data[start:end] if self._pieces is None else self._take_pieces())
 
     def _wait_for_head(self, data: bytes, known: int) -> bytes:
         if len(data) >= HEAD_BYTES:
@@ -146,30 +154,22 @@ class ResponseFraming:
             raise IllegalResponse(f"it has more than {INTERIM_HEADS} interim heads")
         return rest
 
-    def _feed_body(self, head: bytes | None, data: bytes, start: int) -> bytes:
-        """`head` is the rewritten head, None where that in `data` can go on as it is."""
-        end = start if self.complete else self._advance(data, start)
-        if end < len(data):
-            self.reusable = False
-        if head is None:
-            return data if end == len(data) else data[:end]
-        return head + (data[start:end] if self._pieces is None else self._take_pieces())
-
-    def _read_head(self, head: bytes, http11: bool, status: bytes) -> bytes | None:
-        """Set up how the body is framed; the head for the client, or None if it is this one."""
+    def _read_head(self, data: bytes, end: int, http11: bool, status: bytes) -> bytes | None:
+        """Set up how the body is framed; the head for the client, or None if it is the one in `data`."""
         length, chunked, options, plain = -1, False, _NO_OPTIONS, http11
-        for name, value in _SPECIAL.findall(head):
-            name, value = name.lower(), value.strip(b" \t")
-            if name == b"content-length":
-                length = _length(value, length)
-            elif name == b"transfer-encoding":
-                if chunked or value.lower() != b"chunked" or not http11:
-                    raise IllegalResponse("its Transfer-Encoding is not just chunked, once, in HTTP/1.1")
-                chunked = True
-            else:
-                plain = False
-                if name == b"connection":
-                    options |= connection_options((value,))
+        for name, value in _SPECIAL.findall(data, 0, end):
+            match name.lower():
+                case b"content-length":
+                    length = _length(value.strip(b" \t"), length)
+                case b"transfer-encoding":
+                    if chunked or value.strip(b" \t").lower() != b"chunked" or not http11:
+                        raise IllegalResponse("its Transfer-Encoding is not just chunked, once, in HTTP/1.1")
+                    chunked = True
+                case b"connection":
+                    plain = False
+                    options |= connection_options(value)
+                case _:
+                    plain = False
         if chunked and length >= 0:
             raise IllegalResponse("it has both a Content-Length and a Transfer-Encoding")
         self.status = int(status)
@@ -194,7 +194,7 @@ class ResponseFraming:
             dropped |= {b"trailer", b"transfer-encoding"}
         if status == b"204":  # which may have neither (RFC 9110 §8.6, RFC 9112 §6.1)
             dropped |= {b"content-length", b"transfer-encoding"}
-        return _rewritten(head, dropped, b"" if self.keep_alive and not self._http10 else self._connection())
+        return _rewritten(data[:end], dropped, b"" if self.keep_alive and not self._http10 else self._connection())
 
     def _connection(self) -> bytes:
         return b"Connection: keep-alive\r\n" if self.keep_alive else b"Connection: close\r\n"

@@ -8,7 +8,7 @@ a client says about it can make the upstream see another request than the one th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -34,19 +34,15 @@ HOP_BY_HOP = frozenset(
 # What `Connection` may not name away: it would change where the message ends, or whom it is for.
 NOT_FOR_CONNECTION_TO_NAME = frozenset({b"content-length", b"host", b"transfer-encoding"})
 
-# Content-Length: written anew. Trailer: aiohttp's parser does not keep a request's trailers, so none are sent.
-# Expect: the handler answers 100 itself, before it reads the body. The rest are joined or set below.
-_DROPPED = HOP_BY_HOP | {b"content-length", b"expect", b"http2-settings", b"trailer"}
-
-_HOST, _CONNECTION, _FOR, _PROTO, _FORWARDED_HOST, _DROP = range(1, 7)
-_ROLES: dict[bytes, int] = dict.fromkeys(_DROPPED, _DROP) | {
-    b"connection": _CONNECTION,
-    b"host": _HOST,
-    b"x-forwarded-for": _FOR,
-    b"x-forwarded-host": _FORWARDED_HOST,
-    b"x-forwarded-proto": _PROTO,
-}
-_role = _ROLES.get
+# What does not simply go on. Content-Length: written anew. Trailer: aiohttp's parser does not keep a request's
+# trailers, so none are sent. Expect: the handler answers 100 itself, before it reads the body.
+_SPECIAL = (
+    HOP_BY_HOP
+    | {b"content-length", b"expect", b"http2-settings", b"trailer"}
+    | {b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
+)
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+_field = b": ".join
 _NAMES_NOTHING = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#]*@)?([^/?#]*)(.*)", re.DOTALL)
 
@@ -72,56 +68,51 @@ def request_head(message: RequestMessage, endpoint: Endpoint, framing: bytes, *,
     target that has no path (CONNECT).
     """
     target, authority = _origin_form(message)
-    out = [message.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\nHost: ", _host(endpoint), b"\r\n"]
-    forwarded_for: bytes | None = None
-    host, proto, forwarded_host = authority, False, False
-    named: frozenset[bytes] = frozenset()
-    for name, value in message.raw_headers:
-        role = _role(name.lower())
-        if role is None:
-            out += (name, b": ", value, b"\r\n")
-        elif role == _HOST:
-            host = authority or value
-        elif role == _CONNECTION:
-            if value not in _NAMES_NOTHING:
-                named |= connection_options((value,))
-        elif role == _FOR:
-            forwarded_for = value if forwarded_for is None else forwarded_for + b", " + value
-        elif role != _DROP:
-            proto |= role == _PROTO
-            forwarded_host |= role == _FORWARDED_HOST
-            out += (name, b": ", value, b"\r\n")
-    if named:
-        out[6:] = _without(out[6:], named)
-        proto &= b"x-forwarded-proto" not in named
-        forwarded_host &= b"x-forwarded-host" not in named
-        forwarded_for = None if b"x-forwarded-for" in named else forwarded_for
-    if peer:
-        address = peer.encode("ascii", "replace")
-        out += (b"X-Forwarded-For: ", address if forwarded_for is None else forwarded_for + b", " + address, b"\r\n")
-    elif forwarded_for is not None:
-        out += (b"X-Forwarded-For: ", forwarded_for, b"\r\n")
-    if not proto:
-        out.append(b"X-Forwarded-Proto: https\r\n" if scheme == "https" else b"X-Forwarded-Proto: http\r\n")
-    if host and not forwarded_host:
-        out += (b"X-Forwarded-Host: ", host, b"\r\n")
-    out += (framing, b"\r\n")
-    return b"".join(out)
+    fields: list[tuple[bytes, bytes]] = []
+    said: dict[bytes, bytes] = {}  # the special ones, by name
+    for field in message.raw_headers:
+        name = field[0].lower()
+        if name not in _SPECIAL:
+            fields.append(field)
+        else:
+            said[name] = said[name] + b", " + field[1] if name in said else field[1]
+    options = said.get(b"connection", b"")
+    if options not in _NAMES_NOTHING:
+        named = connection_options(options)
+        fields = [field for field in fields if field[0].lower() not in named]
+        said = {name: value for name, value in said.items() if name not in named or name == b"host"}
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (message.method.encode(), target, _host(endpoint))]
+    lines += map(_field, fields)
+    host = authority or said.get(b"host", b"")
+    if said.keys().isdisjoint(_FORWARDED):
+        lines.append(_forwarded(peer, scheme, host))
+    else:
+        before = said.get(b"x-forwarded-for", b"")
+        lines.append(
+            _forwarding(
+                before + b", " + peer.encode() if before and peer else before or peer.encode(),
+                said.get(b"x-forwarded-proto") or scheme.encode(),
+                said.get(b"x-forwarded-host") or host,
+            )
+        )
+    return b"\r\n".join(lines) + framing + b"\r\n"
 
 
-def connection_options(values: Iterable[bytes]) -> frozenset[bytes]:
-    """The options in all `Connection` fields, in lower case."""
-    return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b","))
+@lru_cache(maxsize=1024)
+def _forwarded(peer: str, scheme: str, host: bytes) -> bytes:
+    """The X-Forwarded fields where no proxy before this one has set any, as the same client asks again and again."""
+    return _forwarding(peer.encode(), scheme.encode(), host)
 
 
-def _without(pieces: list[bytes], names: frozenset[bytes]) -> list[bytes]:
-    """The fields, four pieces each (name, colon, value, line end), without those named."""
-    return [
-        piece
-        for start in range(0, len(pieces), 4)
-        if pieces[start].lower() not in names
-        for piece in pieces[start : start + 4]
-    ]
+def _forwarding(peers: bytes, scheme: bytes, host: bytes) -> bytes:
+    """The X-Forwarded fields after a line end of the fields before, each with its own."""
+    named = ((b"X-Forwarded-For", peers), (b"X-Forwarded-Proto", scheme), (b"X-Forwarded-Host", host))
+    return b"".join(_field(field) + b"\r\n" for field in named if field[1])
+
+
+def connection_options(value: bytes) -> frozenset[bytes]:
+    """The options in a `Connection` field, in lower case."""
+    return frozenset(option.strip(b" \t").lower() for option in value.split(b","))
 
 
 def _origin_form(message: RequestMessage) -> tuple[bytes, bytes]:
