@@ -89,7 +89,7 @@ def test_the_label_has_the_packages_version() -> None:
 
 def test_the_pinned_requirements_are_the_packages() -> None:
     wanted = dict(requirement.split("==") for requirement in PROJECT["dependencies"])
-    assert wanted == {name: PINS.get(name) for name in wanted}, "run: task lock"
+    assert wanted == {name: PINS.get(name) for name in wanted}, "run: .ci/lock"
 
 
 def test_a_host_is_never_named_in_the_requirements() -> None:
