@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.scenarios.stage import echo, envelope, stage
 
-from vllm_chill.core.target import Asleep, Failed, Observation, Ready, Waking
+from tests.scenarios.stage import echo, envelope, stage
+from vllm_chill.core.target import Asleep, Endpoint, Failed, Observation, Ready, Waking
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 
 CHAT = "/v1/chat/completions"
@@ -26,6 +26,20 @@ async def stream_slowly(request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.sleep(0.05)
     await response.write(b"data: [DONE]\n\n")
     return response
+
+
+def forward_to(endpoint: Endpoint) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """A server that answers a connection's first request as the endpoint does, and closes."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection(endpoint.host, endpoint.port)
+        upstream.write(await reader.read(65536))
+        writer.write(await upstream_reader.read(65536))
+        for each in (writer, upstream):
+            each.close()
+            await each.wait_closed()
+
+    return forward
 
 
 def hang_up(transport: asyncio.BaseTransport | None) -> None:
@@ -136,6 +150,21 @@ class TestUpstreamTrouble:
                 status, body = await s.post(CHAT, json={})
             assert status == 502
             assert body["error"]["code"] == "upstream_refused"
+
+    async def test_a_service_that_knows_of_a_ready_pod_later_than_the_proxy_costs_no_request(self) -> None:
+        async with stage(start=0.1) as s, stage() as other:
+            with socket.socket() as later:
+                later.bind(("127.0.0.1", 0))
+                s.backend.endpoint = type(s.backend.endpoint)(*later.getsockname())
+                asked = [asyncio.create_task(s.post(CHAT, json={"n": n})) for n in range(20)]
+                await s.until(lambda: s.phase_is(Ready))
+                await asyncio.sleep(0.3)
+                assert not any(task.done() for task in asked)
+                later.listen()
+                server = await asyncio.start_server(forward_to(other.backend.endpoint), sock=later)
+                assert [(await task)[0] for task in asked] == [200] * 20
+                server.close()
+            assert s.metric("vllm_chill_replays_total") == 0
 
     async def test_reset_before_the_head_is_502_after_one_replay(self) -> None:
         async def resets(request: web.BaseRequest) -> web.StreamResponse:

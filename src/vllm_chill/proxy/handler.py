@@ -1,4 +1,8 @@
-"""One proxied request: a lease, the relay, and at most one replay."""
+"""One proxied request: a lease, the relay, and at most one replay.
+
+A connection that is refused is no replay, as nothing has been sent: a Service may know of a ready pod later than
+this proxy does, so it is tried for a while.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ from vllm_chill.telemetry.metrics import Metrics
 
 _NEWS_SECONDS = 1.0
 """How long the backend gets to tell of a death that a request has already met."""
+
+_REFUSED_FIRST_SECONDS = 0.005
+_REFUSED_MOST_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +57,11 @@ class ProxyHandler:
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             try:
                 return await self._relay(request, body, lease)
-            except (UpstreamRefused, UpstreamReset):
+            except (UpstreamRefused, UpstreamReset) as error:
                 if not body.replayable:
                     raise
-        return await self._replay(request, body, lease)
+                failure = error
+        return await self._again(request, body, lease, failure)
 
     async def scrape(self, request: web.BaseRequest) -> web.StreamResponse | None:
         """Pass a request to the target without a use of it being counted; None if the target is not ready."""
@@ -66,13 +74,39 @@ class ProxyHandler:
     async def _lease(self) -> Lease:
         return self._controller.lease_now() or await self._controller.lease(self._options.hold_seconds)
 
-    async def _replay(self, request: web.BaseRequest, body: RequestBody, lost: Lease) -> web.StreamResponse:
-        # The upstream died under the request: nothing is lost, so it is held again and sent once more.
-        self._metrics.replays.inc()
+    async def _again(
+        self, request: web.BaseRequest, body: RequestBody, lost: Lease, failure: UpstreamRefused | UpstreamReset
+    ) -> web.StreamResponse:
+        # Nothing is lost, so it is held again and sent once more; being refused may take as long as a connection may.
+        patience, pause, replayed = self._options.timeouts.connect_seconds, _REFUSED_FIRST_SECONDS, False
+        while True:
+            begun = self._controller.now()
+            if isinstance(failure, UpstreamReset):
+                self._metrics.replays.inc()
+                replayed = True
+                await self._news(lost, _NEWS_SECONDS)
+            else:
+                await self._news(lost, pause)
+                patience -= self._controller.now() - begun
+                pause = min(pause * 2, _REFUSED_MOST_SECONDS)
+            with await self._lease() as lease:
+                begun = self._controller.now()
+                try:
+                    return await self._relay(request, body, lease)
+                except UpstreamReset as error:
+                    if replayed or not body.replayable:
+                        raise
+                    failure = error
+                except UpstreamRefused as error:
+                    patience -= self._controller.now() - begun
+                    if patience <= 0 or not body.replayable:
+                        raise
+                    failure = error
+            lost = lease
+
+    async def _news(self, lost: Lease, within_seconds: float) -> None:
         if self._controller.endpoint == lost.endpoint:
-            await self._controller.changed(within_seconds=_NEWS_SECONDS)
-        with await self._lease() as lease:
-            return await self._relay(request, body, lease)
+            await self._controller.changed(within_seconds)
 
     async def _relay(self, request: web.BaseRequest, body: RequestBody, lease: Lease) -> web.StreamResponse:
         response = await relay(request, body, lease.endpoint, self._pool, self._options.timeouts)
