@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,15 @@ from vllm_chill.proxy.upstream import UpstreamPool
 LOCALHOST = "127.0.0.1"
 NOWHERE = Endpoint(LOCALHOST, 0)
 NO_TIMEOUTS = RelayTimeouts()
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
+OK = b"HTTP/1.1 200 OK\r\n"
+HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+MIB = 1 << 20
+BIG = os.urandom(MIB) * 12
+TO_CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @dataclass
@@ -91,6 +101,43 @@ def length_in(head: bytes) -> int:
 
 
 Script = Callable[[Peer], Awaitable[None]]
+
+
+def answering(*responses: bytes) -> Script:
+    """Answers each request of a connection with the next response; the last one for good."""
+
+    async def script(peer: Peer) -> None:
+        left = list(responses)
+        while True:
+            await peer.request()
+            await peer.send(left.pop(0) if len(left) > 1 else left[0])
+
+    return script
+
+
+def saying(response: bytes) -> Script:
+    """Answers one request, and closes."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(response)
+
+    return script
+
+
+def waiting(first: bytes, gone: asyncio.Event, seen: asyncio.Event) -> Script:
+    """Reads a request's head, says `first`, and then only watches for the end of the connection."""
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        try:
+            await peer.send(first)
+            seen.set()
+            await peer.rest()
+        finally:
+            gone.set()
+
+    return script
 
 
 @dataclass
@@ -169,6 +216,11 @@ class Wire:
             self._changed.clear()
             await self._changed.wait()
 
+    async def result(self, number: int = 1) -> Relayed | ChillError:
+        """What came of a request, the first being 1."""
+        await self.until(lambda: len(self.relayed) >= number)
+        return self.relayed[number - 1]
+
     async def client(self) -> Peer:
         peer = Peer(*await asyncio.open_connection(LOCALHOST, self.port, limit=1 << 26))
         self._stack.callback(peer.reset)
@@ -202,3 +254,12 @@ async def wired(
         stack.callback(listening.close)
         wire.port = listening.sockets[0].getsockname()[1]
         yield wire
+
+
+async def settled(value: Callable[[], int]) -> int:
+    """What a growing number comes to rest at."""
+    last = -1
+    while last != (now := value()):
+        last = now
+        await asyncio.sleep(0.1)
+    return last
