@@ -159,13 +159,12 @@ class UpstreamPool:
     def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """An idle connection, if there is one."""
         home = self._homes.get(endpoint)
-        if home is None or not home.idle:
-            return None
-        connection, since = home.idle.popitem()
-        if connection.loop.time() - since <= self._idle_seconds and not connection.transport.is_closing():
-            return connection
-        connection.transport.abort()
-        return self.take(endpoint)
+        while home is not None and home.idle:
+            connection, since = home.idle.popitem()
+            if connection.loop.time() - since <= self._idle_seconds and not connection.transport.is_closing():
+                return connection
+            connection.transport.abort()
+        return None
 
     async def connect(self, endpoint: Endpoint, timeout_seconds: float) -> UpstreamConnection:
         """A new connection. Raises UpstreamRefused."""
