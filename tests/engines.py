@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from tests.engine import tiny_gguf
 
 _SERVE_LLAMA_CPP = Path(__file__).parent / "engine" / "serve_llama_cpp.py"

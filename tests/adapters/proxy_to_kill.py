@@ -9,7 +9,6 @@ import asyncio
 import sys
 
 from tests.adapters.contract import Seen, is_ready
-
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import TargetRef
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.adapters.contract import BackendContract
 
+from tests.adapters.contract import BackendContract
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.core.target import Endpoint, TargetRef
 

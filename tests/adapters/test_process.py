@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.adapters.contract import BackendContract, Seen, is_gone, is_ready
 
+from tests.adapters.contract import BackendContract, Seen, is_gone, is_ready
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import Observation, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable, SettingError

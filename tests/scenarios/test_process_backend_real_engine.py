@@ -6,7 +6,6 @@ import asyncio
 
 from tests.adapters.contract import Seen, is_gone, is_ready
 from tests.engines import ask, ask_streamed, question, running
-
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import TargetRef
 

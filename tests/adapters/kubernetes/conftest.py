@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from tests.adapters.kubernetes.stub_api import StubApi
 
+from tests.adapters.kubernetes.stub_api import StubApi
 from vllm_chill.adapters.kubernetes.client import ApiClient
 from vllm_chill.adapters.kubernetes.credentials import Access
 

@@ -5,9 +5,9 @@ import socket
 
 import aiohttp
 import pytest
+
 from tests.adapters.kubernetes.conftest import Fixed
 from tests.adapters.kubernetes.stub_api import StubApi, status
-
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
 
 LIST = "/api/v1/things"

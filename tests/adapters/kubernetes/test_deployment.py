@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+
 from tests.adapters.contract import Seen
 from tests.adapters.kubernetes.stub_api import Json, StubApi, status
-
 from vllm_chill.adapters.kubernetes.client import ApiClient
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.watch import Pace

@@ -6,8 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from aiohttp import web
-from tests.adapters.kubernetes.stub_api import Json, StubApi, Watch, line, status
 
+from tests.adapters.kubernetes.stub_api import Json, StubApi, Watch, line, status
 from vllm_chill.adapters.kubernetes.client import ApiClient
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot, pause_seconds
 
