@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.adapters.contract import Seen
-
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Snapshot
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.cluster import Cluster
 
+from tests.cluster.cluster import Cluster
 from vllm_chill.adapters.kubernetes.client import connect
 
 _HERE = Path(__file__).parent

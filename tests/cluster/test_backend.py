@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+
 from tests.adapters.contract import BackendContract, Seen, is_gone, is_ready
 from tests.cluster.cluster import IMAGE, Cluster, deployment
-
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.core.startup import missing

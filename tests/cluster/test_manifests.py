@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.cluster import Cluster, path_of
 
+from tests.cluster.cluster import Cluster, path_of
 from vllm_chill.adapters.kubernetes.client import ApiError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

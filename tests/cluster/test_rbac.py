@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.adapters.contract import is_gone, is_ready
-from tests.cluster.cluster import Cluster, Troubled
-from tests.cluster.forwarder import address_of, authority_of
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, Json, connect
+from tests.adapters.contract import is_gone, is_ready
+from tests.cluster.account import ROLE, install, mount
+from tests.cluster.cluster import Cluster, Troubled
+from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.credentials import Places
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.watch import Pace
 from vllm_chill.core.target import Endpoint, TargetRef
 from vllm_chill.errors import BackendRefused
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-ROLE, BINDING = yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
-ACCOUNT = yaml.safe_load((DEPLOY / "serviceaccount.yaml").read_text())
-NAME = ACCOUNT["metadata"]["name"]
 
 RIGHTS = [
     pytest.param(i, verb, resource, id=f"{verb} {resource}")
@@ -67,39 +61,9 @@ async def wake_and_sleep(api: ApiClient, ref: TargetRef) -> str | None:
 @asynccontextmanager
 async def in_a_pod(cluster: Cluster, folder: Path) -> AsyncIterator[ApiClient]:
     """A client with the credentials that a pod of the ServiceAccount has, found where a pod has them."""
-    path = f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{NAME}/token"
-    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    token = await cluster.api.call("POST", path, body=asked)
-    (folder / "token").write_text(token["status"]["token"])
-    (folder / "ca.crt").write_bytes(authority_of(cluster.kubeconfig))
-    host, port = address_of(cluster.kubeconfig)
-    environ = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": str(port)}
+    environ = await mount(cluster, folder)
     async with connect(places=Places(environ, folder, folder / "no-kubeconfig")) as api:
         yield api
-
-
-async def install(cluster: Cluster, role: Json) -> None:
-    """The ServiceAccount, a Role and its binding, in this namespace; back when the API server honours them."""
-    subjects = [{**subject, "namespace": cluster.namespace} for subject in BINDING["subjects"]]
-    for item in (ACCOUNT, role, {**BINDING, "subjects": subjects}):
-        await cluster.create(item)
-    rule = role["rules"][0]
-    attributes = {
-        "namespace": cluster.namespace,
-        "verb": rule["verbs"][0],
-        "group": rule["apiGroups"][0],
-        "resource": rule["resources"][0].split("/")[0],
-        "subresource": rule["resources"][0].partition("/")[2],
-        "name": rule.get("resourceNames", [""])[0],
-    }
-    spec = {"user": f"system:serviceaccount:{cluster.namespace}:{NAME}", "resourceAttributes": attributes}
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
-    async with asyncio.timeout(20):
-        while True:
-            path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
-            if (await cluster.api.call("POST", path, body=review))["status"]["allowed"]:
-                return
-            await asyncio.sleep(0.05)
 
 
 async def test_the_role_suffices(cluster: Cluster, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.adapters.contract import is_ready
+from tests.cluster.api_server import answers, away, kill
 from tests.cluster.cluster import Cluster, Troubled
 from tests.cluster.forwarder import Forwarder, address_of, through
-
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, connect
+from vllm_chill.adapters.kubernetes.client import ApiClient, Json, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.core.target import Endpoint, TargetRef
@@ -82,19 +83,6 @@ async def watching(backend: KubernetesBackend, ref: TargetRef) -> AsyncIterator[
 async def lost(seen: Troubled, seconds: float = 30) -> str:
     async with asyncio.timeout(seconds):
         return await seen.trouble
-
-
-async def answers(api: ApiClient) -> None:
-    """Wait until an API server that was killed is ready again."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await api.call("GET", "/api/v1/namespaces/kube-system")
-                await api.call("GET", "/apis/apps/v1")
-            except (Unreachable, ApiError):
-                await asyncio.sleep(0.2)
-            else:
-                return
 
 
 @pytest.fixture
@@ -218,16 +206,11 @@ async def test_an_api_server_that_is_killed_is_followed_again(cluster: Cluster, 
     await cluster.create_deployment()
     ref = TargetRef(cluster.namespace, "vllm")
     backend = KubernetesBackend(cluster.api, ENDPOINT, pace=QUICK)
-    hold = control_plane / "hold-apiserver"
     async with watching(backend, ref) as seen:
-        hold.touch()
-        try:
-            os.kill(int((control_plane / "apiserver.pid").read_text()), signal.SIGKILL)
+        async with away(control_plane):
             assert "cannot be reached" in await lost(seen)
             with pytest.raises(BackendUnavailable):
                 await backend.scale(ref, 1)
-        finally:
-            hold.unlink()
         mark = len(seen.observations)
         await seen.until(lambda _: len(seen.observations) > mark, seconds=60)
         await answers(cluster.api)
@@ -258,7 +241,7 @@ async def test_a_version_that_is_no_longer_kept_is_listed_anew_without_an_outage
     cluster: Cluster, control_plane: Path
 ) -> None:
     # One that has just started keeps nothing of what was before.
-    os.kill(int((control_plane / "apiserver.pid").read_text()), signal.SIGKILL)
+    kill(control_plane)
     await answers(cluster.api)
     watch = config_maps_of(cluster.api, cluster, Forgetful)
     async with stepping(watch) as steps:
