@@ -182,6 +182,26 @@ async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
     return addresses[0]
 
 
+def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None) -> None:
+    """`serve` on an event loop of its own: uvloop's where it is installed, unless the settings say otherwise."""
+    with asyncio.Runner(loop_factory=_loop_factory(plan.settings)) as runner:
+        runner.run(serve(plan, recorders=recorders, listening=listening))
+
+
+def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]:
+    if settings.event_loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        if settings.event_loop == "uvloop":
+            raise SettingError(
+                "uvloop is not installed; install vllm-chill[uvloop], or use --event-loop auto"
+            ) from None
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
 def _signals() -> asyncio.Queue[signal.Signals]:
     """The signals that ask for an end, from now on."""
     stopped: asyncio.Queue[signal.Signals] = asyncio.Queue()

@@ -193,6 +193,10 @@ class Settings(BaseSettings):
         "Request bodies up to this size are kept until the response begins, so that they can be sent again if "
         "the target dies before; larger ones stream through. Chat requests are well below 1Mi.",
     )  # fmt: skip
+    event_loop: Literal["auto", "uvloop", "asyncio"] = _setting(
+        "auto", "EVENT_LOOP", "Listening", "auto, uvloop or asyncio",
+        "What runs the proxy: uvloop costs less for each request; auto takes it where it is installed.",
+    )  # fmt: skip
     log_format: LogFormat = _setting(
         "console", "LOG_FORMAT", "Logging", "console or json",
         "How log lines look.",

@@ -31,11 +31,14 @@ async def asked_directly(command: list[str], body: dict[str, object]) -> tuple[s
     return answers
 
 
-async def test_from_zero_to_an_answer_and_back_and_again_with_the_same_tokens(llama_cpp_command: list[str]) -> None:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_from_zero_to_an_answer_and_back_and_again_with_the_same_tokens(
+    llama_cpp_command: list[str], loop: str
+) -> None:
     model = llama_cpp_command[-2]
     body = question("What holds the request?")
     direct = await asked_directly(llama_cpp_command, body)
-    async with serving("--idle-timeout", "500ms", command=llama_cpp_command) as proxy:
+    async with serving("--idle-timeout", "500ms", "--event-loop", loop, command=llama_cpp_command) as proxy:
         for wake in (1, 2):
             assert running(model) == [proxy.process.pid], "nothing runs but the proxy"
             assert await ask_streamed(proxy.url, body) == direct[1]
@@ -46,8 +49,11 @@ async def test_from_zero_to_an_answer_and_back_and_again_with_the_same_tokens(ll
         assert await proxy.stop() == 0
 
 
-async def test_sigterm_lets_a_stream_finish_and_leaves_no_engine() -> None:
-    async with serving("--idle-timeout", "1m", "--shutdown-delay", "0", command=DEMO_ENGINE) as proxy:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_sigterm_lets_a_stream_finish_and_leaves_no_engine(loop: str) -> None:
+    async with serving(
+        "--event-loop", loop, "--idle-timeout", "1m", "--shutdown-delay", "0", command=DEMO_ENGINE
+    ) as proxy:
         body = {
             "model": "demo",
             "stream": True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import datetime
 
@@ -103,4 +102,4 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
         click.echo(_WELCOME.format(url=f"http://{host}:{bound}", idle=idle_timeout, load=load_seconds))
 
     plan = app.Plan(settings, engine, name="demo-engine")
-    asyncio.run(app.serve(plan, recorders=(Narrator(idle_timeout),), listening=welcome))
+    app.run(plan, recorders=(Narrator(idle_timeout),), listening=welcome)

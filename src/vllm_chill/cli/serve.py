@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -64,4 +63,4 @@ def serve(command: tuple[str, ...], **flags: str | None) -> None:
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
     plan = app.Plan(settings, command)
     configure_logging(settings.log_format, settings.log_level)
-    asyncio.run(app.serve(plan))
+    app.run(plan)
