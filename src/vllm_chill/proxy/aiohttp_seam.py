@@ -97,6 +97,47 @@ async def drain(protocol: RequestHandler) -> None:
     await protocol._drain_helper()
 
 
+class TakenOver(asyncio.StreamReaderProtocol):
+    """A client's connection after its last HTTP request. aiohttp hears of its end once it has been handed back."""
+
+    def __init__(self, handler: RequestHandler, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self._handler = handler
+        self._handed_back = False
+        self._lost: tuple[Exception | None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost = (exc,)
+        if self._handed_back:
+            self._handler.connection_lost(exc)
+
+    def hand_back(self) -> None:
+        """Let aiohttp do with the connection what it does at its end."""
+        self._handed_back = True
+        if self._lost is not None:
+            self._handler._loop.call_soon(self._handler.connection_lost, *self._lost)
+
+
+def take_over(request: BaseRequest, reader: asyncio.StreamReader) -> tuple[asyncio.StreamWriter, TakenOver]:
+    """Give the client's connection to a reader and a writer; what came behind the request is in the reader.
+
+    `hand_back` has to follow. Raises ConnectionResetError if the client has left.
+    """
+    handler, transport = request.protocol, request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has left")
+    taken = TakenOver(handler, reader)
+    taken.connection_made(transport)
+    early, handler._message_tail = handler._message_tail, b""
+    if early:
+        reader.feed_data(early)
+    transport.set_protocol(taken)
+    if handler._buffer_paused:
+        handler._resume_reading_for_buffer()
+    return asyncio.StreamWriter(transport, taken, reader, handler._loop), taken
+
+
 def cut_off(transport: asyncio.Transport, *, reset: bool) -> None:
     """Drop the client's connection at once. `reset`: by RST, for a response whose end is the connection's end."""
     connection: Any = transport.get_extra_info("socket")

@@ -15,6 +15,7 @@ from vllm_chill.control.controller import Lease, ScaleController
 from vllm_chill.errors import ExpectationFailed, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.relay import RelayTimeouts, relay
+from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -51,6 +52,9 @@ class ProxyHandler:
         Raises an AnswerableError while nothing has reached the client.
         """
         expects = _expects_continue(request)
+        if (protocol := upgrade_of(request)) is not None:
+            with await self._lease() as lease:
+                return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
         body = RequestBody(request, self._options.replay_bytes)
         with await self._lease() as lease:
             if expects:
