@@ -111,7 +111,9 @@ class UpstreamConnection(asyncio.Protocol):
             drained.set_result(None)
 
     def writelines(self, pieces: list[bytes]) -> None:
-        self.transport.writelines(pieces)
+        # Joined here: asyncio's own writelines does not pause the writer in Python 3.12.0 to 3.12.8 and 3.13.0 to
+        # 3.13.1 (CVE-2024-12254), and a client could then fill the memory with a body that the upstream does not read.
+        self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     async def drain(self) -> None:
         """Until the upstream takes more bytes, or the connection is gone. For one caller at a time."""
