@@ -1,7 +1,8 @@
 """The one writer of a scale target: it holds the value, hands out leases, and has the backend follow.
 
-The rule: `_apply` is the only assignment of the target and never awaits, so no lock is needed and no decision
-rests on a stale read. Only this class calls `backend.scale`. The wake belongs to the controller's own task; a
+The rule: `_apply` assigns the target, and besides it only the short way of a lease (core.warm: the same steps, at
+once); neither awaits, so no lock is needed and no decision rests on a stale read. Only this class calls
+`backend.scale`. The wake belongs to the controller's own task; a
 caller that leaves abandons nothing but its own wait.
 """
 
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from vllm_chill.control.watchdog import keep_time
+from vllm_chill.core import warm
 from vllm_chill.core.lifecycle import (
     Arrived,
     Event,
@@ -151,10 +153,14 @@ class ScaleController:
 
     def lease_now(self) -> Lease | None:
         """A lease if the target is ready, without waiting."""
-        if not isinstance(self._target.phase, Ready):
-            return None
-        self._apply(Arrived())
-        return self._grant()
+        leased = warm.leased(self._target)
+        if leased is None:
+            if not isinstance(self._target.phase, Ready):
+                return None
+            self._apply(Arrived())
+            return self._grant()
+        self._target = leased
+        return self._lease_of(leased)
 
     async def lease(self, hold_seconds: float) -> Lease:
         """A lease, held back until the target is ready.
@@ -214,11 +220,18 @@ class ScaleController:
 
     def _grant(self) -> Lease:
         self._apply(Granted())
-        assert self._target.observed is not None
-        return Lease(self._target.observed.endpoints[0], self._release)
+        return self._lease_of(self._target)
+
+    def _lease_of(self, target: Target) -> Lease:
+        assert target.observed is not None
+        return Lease(target.observed.endpoints[0], self._release)
 
     def _release(self) -> None:
-        self._apply(Released())
+        released = warm.released(self._target, self._clock())
+        if released is None:
+            self._apply(Released())
+        else:
+            self._target = released
 
     # Errors, in words.
 
