@@ -1,31 +1,24 @@
 """One request to an upstream and its response to the client, byte for byte.
 
-The response is driven by what arrives: `data_received` of the upstream's connection writes to the client's
-transport, one write per read, and the handler's task waits for nothing but the end. Only a streamed request body
-has a task, which reads from one side and writes to the other while the response may already be on its way.
+The response makes its own way (`exchange`), and the handler's task waits for nothing but its end. Only a streamed
+request body has a task, which reads from one side and writes to the other while the response may already be on its
+way.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TypeVar
 
 from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
 
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import (
-    BadRequest,
-    ChillError,
-    ResponseCut,
-    UpstreamInvalid,
-    UpstreamReset,
-    UpstreamSilent,
-)
-from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, drain, message_of, peer_of, when_writable
+from vllm_chill.errors import BadRequest, ChillError, ResponseCut
+from vllm_chill.proxy.aiohttp_seam import Relayed, drain, message_of, peer_of
 from vllm_chill.proxy.body import RequestBody
-from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
+from vllm_chill.proxy.exchange import Exchange, StaleConnection, named, silent
+from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.headers import request_head
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -47,7 +40,13 @@ class RelayTimeouts:
 
 
 async def relay(
-    request: BaseRequest, body: RequestBody, endpoint: Endpoint, pool: UpstreamPool, timeouts: RelayTimeouts
+    request: BaseRequest,
+    body: RequestBody,
+    endpoint: Endpoint,
+    pool: UpstreamPool,
+    timeouts: RelayTimeouts,
+    *,
+    fresh: bool = False,
 ) -> Relayed:
     """Send the request to the endpoint and its response to the client; return once the last byte is on its way.
 
@@ -60,48 +59,29 @@ async def relay(
     relay (the client left) aborts the upstream connection at once.
 
     A kept connection that the upstream closes without a byte was most likely closed before the request reached it;
-    the request then goes out once more on a new one, whatever its method: to infer twice harms nobody.
+    the request then goes out once more on a new one, whatever its method: to infer twice harms nobody. With `fresh`
+    it goes out on a new one at once.
     """
     whole = body.whole
     if whole is None:
         whole = await body.load()
     peer, scheme = peer_of(request.protocol)
     head = request_head(message_of(request), endpoint, body.framing, peer=peer, scheme=scheme)
-    connection = pool.take(endpoint)
+    connection = None if fresh else pool.take(endpoint)
     if connection is not None:
         try:
-            return await _Exchange(request, connection, pool, endpoint).run(head, whole, body, timeouts)
-        except _Stale:
+            return await _Relay(request, connection, pool, endpoint).run(head, whole, body, timeouts)
+        except StaleConnection:
             if not body.replayable:
                 raise
     connection = await pool.connect(endpoint, timeouts.connect_seconds)
-    return await _Exchange(request, connection, pool, endpoint).run(head, whole, body, timeouts)
+    return await _Relay(request, connection, pool, endpoint).run(head, whole, body, timeouts)
 
 
-class _Stale(UpstreamReset):
-    """A kept connection was closed before a byte of the response."""
+class _Relay(Exchange):
+    """An exchange that a task drives and waits for: until `_over` is resolved; `_failure` is what went wrong."""
 
-
-class _Exchange:
-    """A request and its response on one connection, until `_over` is resolved.
-
-    `_connection` is None from the moment the connection is given back or gone; `_failure` is what went wrong.
-    """
-
-    __slots__ = (
-        "_client",
-        "_connection",
-        "_endpoint",
-        "_failure",
-        "_framing",
-        "_heard",
-        "_over",
-        "_pool",
-        "_protocol",
-        "_request_sent",
-        "_sent",
-        "_timer",
-    )
+    __slots__ = ("_failure", "_over", "_timer")
 
     def __init__(
         self, request: BaseRequest, connection: UpstreamConnection, pool: UpstreamPool, endpoint: Endpoint
@@ -110,28 +90,21 @@ class _Exchange:
         client = request.transport
         if client is None:
             raise ConnectionResetError("the client has left")
-        self._protocol = request.protocol
-        self._client = client
-        self._connection: UpstreamConnection | None = connection
-        self._pool = pool
-        self._endpoint = endpoint
-        self._framing = ResponseFraming(
+        framing = ResponseFraming(
             no_body=message.method == "HEAD",
             http10=message.version < HttpVersion11,
             keep_alive=not message.should_close,
         )
+        super().__init__(request.protocol, client, framing, pool)
         self._over: asyncio.Future[None] = connection.loop.create_future()
         self._failure: ChillError | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._request_sent = False
-        self._heard = False
-        self._sent = 0
+        self.take(connection, endpoint)
 
     async def run(self, head: bytes, whole: bytes | None, body: RequestBody, timeouts: RelayTimeouts) -> Relayed:
         """Send the request, and be done once the response is. `whole` is the body unless it is streamed."""
-        connection = self._connection
+        connection = self.connection
         assert connection is not None
-        connection.exchange = self
         try:
             if connection.transport.is_closing():  # since it was connected, before it had an exchange to tell
                 self.ended(None)
@@ -144,7 +117,7 @@ class _Exchange:
                 else:
                     connection.transport.write(head)
                     connection.transport.write(whole)
-                self._wait_for_response(timeouts)
+                self._wait_for_response(connection, timeouts)
                 await self._over
             if self._failure is None and self._protocol.writing_paused:
                 await drain(self._protocol)
@@ -163,108 +136,47 @@ class _Exchange:
         try:
             await body.send(connection)
         except BadRequest as broken:
-            self._fail(broken)
+            self.fail(broken)
         except (OSError, RuntimeError):  # what aiohttp's stream raises once the connection is gone
-            self._fail(BadRequest("the client left before it had sent its request"))
+            self.fail(BadRequest("the client left before it had sent its request"))
         else:
-            self._wait_for_response(timeouts)
+            self._wait_for_response(connection, timeouts)
 
-    def _wait_for_response(self, timeouts: RelayTimeouts) -> None:
-        self._request_sent = True
+    def _wait_for_response(self, connection: UpstreamConnection, timeouts: RelayTimeouts) -> None:
+        self.request_sent = True
         seconds = timeouts.response_seconds
-        if seconds is not None and not self._sent and not self._over.done():
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out, seconds)
+        if seconds is not None and not self.sent and not self._over.done():
+            self._timer = connection.loop.call_later(seconds, self._time_out, seconds)
 
-    def received(self, data: bytes) -> None:
-        self._heard = True
-        framing = self._framing
-        try:
-            out = framing.feed(data)
-        except IllegalResponse as illegal:
-            self._fail(_named(UpstreamInvalid, f"{self._endpoint} answered, but {illegal.message}", illegal))
-            return
-        if out:
-            self._client.write(out)
-            self._sent += len(out)
-        if framing.complete:
-            self._complete()
-        elif out:
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._protocol.writing_paused:
-                self._wait_for_client()
+    def _time_out(self, seconds: float) -> None:
+        self.fail(silent(self._endpoint, seconds))
 
-    def ended(self, error: Exception | None) -> None:
-        connection, self._connection = self._connection, None
-        if error is None and self._framing.close():
-            self._finish(None)
-            return
-        kind = _Stale if connection is not None and connection.reused and not self._heard else UpstreamReset
-        how = f"broke the connection ({error})" if error else "closed the connection"
-        self._finish(_named(kind, f"{self._endpoint} {how} before its response was whole; try again", error))
+    def began(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _complete(self) -> None:
-        connection = self._connection
-        assert connection is not None
-        if self._framing.reusable and self._request_sent:
-            self._connection = None
-            self._pool.release(connection)
-        else:
-            self._drop()
-        self._finish(None)
-
-    def _finish(self, failure: ChillError | None) -> None:
+    def finish(self, failure: ChillError | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if not self._over.done():
             self._failure = failure
             self._over.set_result(None)
 
-    def _fail(self, failure: ChillError) -> None:
-        self._drop()
-        self._finish(failure)
-
-    def _time_out(self, seconds: float) -> None:
-        self._fail(UpstreamSilent(f"{self._endpoint} did not begin to answer within {seconds:g} s; try again later"))
-
-    def _wait_for_client(self) -> None:
-        if self._connection is not None and self._connection.pause_reading():
-            when_writable(self._protocol, self._resume)
-
-    def _resume(self) -> None:
-        if self._connection is not None:
-            self._connection.resume_reading()
-
     def _result(self) -> Relayed:
-        framing, failure = self._framing, self._failure
+        framing, failure = self.framing, self._failure
         if failure is None:
-            return Relayed(framing.status, self._sent, keep_alive=framing.keep_alive)
-        if not self._sent:
+            return Relayed(framing.status, self.sent, keep_alive=framing.keep_alive)
+        if not self.sent:
             raise failure
         # Here and not where it failed: aborting cancels the handler's task, which is to get this result first.
-        cut_off(self._client, reset=framing.ends_with_connection)
-        cut = _named(ResponseCut, failure.message, failure)
-        return Relayed(framing.status, self._sent, keep_alive=False, cut=cut)
+        self.cut_client()
+        cut = named(ResponseCut, failure.message, failure)
+        return Relayed(framing.status, self.sent, keep_alive=False, cut=cut)
 
     def _abandon(self) -> None:
         """The handler's task was cancelled, or failed: neither side may take what there is for the whole."""
-        self._drop()
+        self.drop()
         if self._timer is not None:
             self._timer.cancel()
-        if self._sent:
-            cut_off(self._client, reset=self._framing.ends_with_connection)
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.exchange = None
-            connection.transport.abort()
-
-
-_Error = TypeVar("_Error", bound=ChillError)
-
-
-def _named(kind: type[_Error], message: str, cause: Exception | None) -> _Error:
-    error = kind(message)
-    error.__cause__ = cause
-    return error
+        if self.sent:
+            self.cut_client()

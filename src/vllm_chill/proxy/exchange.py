@@ -1,0 +1,147 @@
+"""The response's half of an exchange: bytes of one upstream connection to one client, until the response is whole.
+
+It is driven by what arrives: `data_received` of the upstream's connection writes to the client's transport, one
+write per read. Who has sent the request learns of the end from `finish`, and no task waits in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from aiohttp.web_protocol import RequestHandler
+
+from vllm_chill.core.target import Endpoint
+from vllm_chill.errors import ChillError, UpstreamInvalid, UpstreamReset, UpstreamSilent
+from vllm_chill.proxy.aiohttp_seam import cut_off, when_writable
+from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
+from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
+
+
+class StaleConnection(UpstreamReset):
+    """A kept connection was closed before a byte of the response: most likely before the request reached it."""
+
+
+class Exchange:
+    """A request and its response on one connection.
+
+    `connection` is None from the moment the connection is given back or gone, `request_sent` whether the upstream
+    has all of the request, `sent` how many bytes the client was sent. A subclass says what the end means (`finish`,
+    which is called once the connection is not needed any more) and hears of the response's first bytes (`began`).
+    """
+
+    __slots__ = (
+        "_client",
+        "_endpoint",
+        "_heard",
+        "_pool",
+        "_protocol",
+        "connection",
+        "framing",
+        "request_sent",
+        "sent",
+    )
+
+    def __init__(
+        self, protocol: RequestHandler, client: asyncio.Transport, framing: ResponseFraming, pool: UpstreamPool
+    ) -> None:
+        self._protocol = protocol
+        self._client = client
+        self._pool = pool
+        self._heard = False
+        self._endpoint: Endpoint | None = None
+        self.connection: UpstreamConnection | None = None
+        self.framing = framing
+        self.request_sent = False
+        self.sent = 0
+
+    def take(self, connection: UpstreamConnection, endpoint: Endpoint) -> None:
+        """Have the connection, for as long as the exchange lasts."""
+        self.connection = connection
+        self._endpoint = endpoint
+        connection.exchange = self
+
+    def began(self) -> None:
+        """The client was sent bytes of the response, and there are more to come."""
+
+    def finish(self, failure: ChillError | None) -> None:
+        """The response is whole, or it will never be."""
+        raise NotImplementedError
+
+    def received(self, data: bytes) -> None:
+        """Bytes of the response."""
+        self._heard = True
+        framing = self.framing
+        try:
+            out = framing.feed(data)
+        except IllegalResponse as illegal:
+            self.fail(named(UpstreamInvalid, f"{self._endpoint} answered, but {illegal.message}", illegal))
+            return
+        if out:
+            self._client.write(out)
+            self.sent += len(out)
+        if framing.complete:
+            self._complete()
+        elif out:
+            self.began()
+            if self._protocol.writing_paused:
+                self._wait_for_client()
+
+    def ended(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        connection, self.connection = self.connection, None
+        if error is None and self.framing.close():
+            self.finish(None)
+            return
+        kind = StaleConnection if connection is not None and connection.reused and not self._heard else UpstreamReset
+        how = f"broke the connection ({error})" if error else "closed the connection"
+        self.finish(named(kind, f"{self._endpoint} {how} before its response was whole; try again", error))
+
+    def fail(self, failure: ChillError) -> None:
+        """End it here, with the connection."""
+        self.drop()
+        self.finish(failure)
+
+    def drop(self) -> None:
+        """Abort the connection, if there still is one, and tell nobody."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.exchange = None
+            connection.transport.abort()
+
+    def cut_client(self) -> None:
+        """Abort the client's connection within its response: it cannot take what there is for the whole."""
+        cut_off(self._client, reset=self.framing.ends_with_connection)
+
+    def _complete(self) -> None:
+        connection = self.connection
+        assert connection is not None
+        if self.framing.reusable and self.request_sent:
+            self.connection = None
+            self._pool.release(connection)
+        else:
+            self.drop()
+        self.finish(None)
+
+    def _wait_for_client(self) -> None:
+        if self.connection is not None and self.connection.pause_reading():
+            when_writable(self._protocol, self._resume)
+
+    def _resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume_reading()
+
+
+def silent(endpoint: Endpoint | None, seconds: float) -> UpstreamSilent:
+    """What an upstream is that has not begun to answer in time."""
+    return UpstreamSilent(f"{endpoint} did not begin to answer within {seconds:g} s; try again later")
+
+
+_Error = TypeVar("_Error", bound=ChillError)
+
+
+def named(kind: type[_Error], message: str, cause: Exception | None) -> _Error:
+    """An error with its cause."""
+    error = kind(message)
+    error.__cause__ = cause
+    return error
