@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 
@@ -72,6 +73,36 @@ async def test_sigterm_lets_a_stream_finish_and_leaves_no_engine(loop: str) -> N
             "draining",
             "drained",
         ]
+
+
+async def until_it_answers(url: str, requests: int, seconds: float) -> None:
+    """Return once the engine says that it answers so many requests."""
+    async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{url}/metrics") as response:
+                found = re.search(r"^vllm:num_requests_running\{.*\} (\S+)$", await response.text(), re.MULTILINE)
+            if found is not None and float(found[1]) == requests:
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["within the stream", "before the head"])
+async def test_a_client_that_leaves_frees_the_engine(stream: bool) -> None:
+    async with serving("--idle-timeout", "1m", "--shutdown-delay", "0", command=DEMO_ENGINE) as proxy:
+        body = json.dumps(
+            {"model": "demo", "stream": stream, "max_tokens": 2000, "ignore_eos": True}
+            | {"messages": [{"role": "user", "content": "x"}]}
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write((head + body).encode())
+        await until_it_answers(proxy.url, 1, seconds=10)
+        if stream:
+            await reader.readuntil(b"data: ")
+        writer.close()
+        await until_it_answers(proxy.url, 0, seconds=1)
+        await proxy.until(lambda s: s["in_flight"] == 0, seconds=1)
+        await writer.wait_closed()
 
 
 async def test_a_second_signal_ends_it_at_once() -> None:
