@@ -251,8 +251,11 @@ def memory(here: Field, _: int) -> dict[str, Figures]:
 
 
 def many_streams(here: Field, _: int) -> dict[str, Figures]:
+    # Each stream takes two files of a proxy, and there is a limit to what one may open.
+    count = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500) // 2)
+    print(f"\n{count} streams at 2 chunks/s each")
     sse = body("mode=sse,n=20,size=250,gap=500000", stream=True)
-    arguments = ["-c", 10_000, "-n", 1, "-s", 100, "-b", sse, "-sse", 20]
+    arguments = ["-c", count, "-n", 1, "-s", 100, "-b", sse, "-sse", 20]
     found = {}
     for proxy in here.proxies:
         if proxy.peer.name in {"HAProxy", "vllm-router"}:
