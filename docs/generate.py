@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 
-from vllm_chill.core.lifecycle import (
+from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
@@ -26,10 +26,8 @@ from vllm_chill.core.lifecycle import (
     StopAsked,
     Tick,
     WakeAsked,
-    desired_replicas,
-    next_deadline,
-    step,
 )
+from vllm_chill.core.lifecycle import desired_replicas, next_deadline, step
 from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
 from vllm_chill.settings import Settings, default_text, env_of, extra_of, flag_of
 from vllm_chill.telemetry.metrics import Metrics

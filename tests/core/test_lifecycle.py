@@ -7,28 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vllm_chill.core.lifecycle import (
+from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
     Left,
     Lost,
     Observed,
-    Refuse,
     Released,
     Scaled,
     ScaleFailed,
     ScaleStarted,
-    Serve,
     StopAsked,
     Tick,
-    Wait,
     WakeAsked,
-    admits,
-    desired_replicas,
-    next_deadline,
-    step,
 )
+from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
 from vllm_chill.core.target import (
     Asleep,
     Draining,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_chill.core import warm
-from vllm_chill.core.lifecycle import Arrived, Granted, Released, desired_replicas, step
+from vllm_chill.core.events import Arrived, Granted, Released
+from vllm_chill.core.lifecycle import desired_replicas, step
 from vllm_chill.core.target import (
     Asleep,
     Draining,

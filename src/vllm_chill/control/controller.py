@@ -16,28 +16,22 @@ from typing import Self
 
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import warm
-from vllm_chill.core.lifecycle import (
+from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
     Left,
     Lost,
     Observed,
-    Refuse,
     Released,
     Scaled,
     ScaleFailed,
     ScaleStarted,
-    Serve,
     StopAsked,
     Tick,
-    Wait,
     WakeAsked,
-    admits,
-    desired_replicas,
-    next_deadline,
-    step,
 )
+from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
 from vllm_chill.core.target import (
     Draining,
     Endpoint,

@@ -1,0 +1,95 @@
+"""What can happen to a target: callers come and go, the backend tells, operators ask, time passes, writes end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_chill.core.target import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A caller begins to wait for a lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A waiting caller gets its lease; legal while the target is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A waiting caller gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A lease ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The backend tells what it sees."""
+
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The backend cannot see the target at present."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAsked:
+    """An operator wants the target awake, whether or not a request waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """An operator wants the target asleep as soon as its leases have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleStarted:
+    """The backend is being told a number of replicas, from this moment on."""
+
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """The backend took the number of replicas; what was last observed is at least as new as that."""
+
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFailed:
+    """The backend did not take the number; `final` if asking again would change nothing."""
+
+    replicas: int
+    cause: str
+    final: bool
+
+
+Event = (
+    Arrived
+    | Granted
+    | Left
+    | Released
+    | Observed
+    | Lost
+    | WakeAsked
+    | StopAsked
+    | Tick
+    | ScaleStarted
+    | Scaled
+    | ScaleFailed
+)
