@@ -98,7 +98,10 @@ class ResponseFraming:
 
     def feed(self, data: bytes) -> bytes:
         """What the client is to get for these bytes: the same object wherever it can be. Raises IllegalResponse."""
-        if self._state == _IN_HEAD:
+        state = self._state
+        if state == _IN_CHUNKS and not self._left and _is_one_chunk(data) and not self._carry and self._pieces is None:
+            return data
+        if state == _IN_HEAD:
             return self._feed_head(data)
         end = self._advance(data, 0)
         if self._pieces is not None:
@@ -290,6 +293,15 @@ class ResponseFraming:
         body = b"".join(self._pieces)
         self._pieces.clear()
         return body
+
+
+def _is_one_chunk(data: bytes) -> bool:
+    """Whether it is one chunk from its first byte to its last, as most reads of a stream of tokens are."""
+    chunk = _CHUNK.match(data)
+    if chunk is None:
+        return False
+    length = int(chunk[1], 16)
+    return length > 0 and chunk.end() + length + 2 == len(data) and data.endswith(b"\r\n")
 
 
 def _length(value: bytes, known: int) -> int:
