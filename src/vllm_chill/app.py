@@ -151,7 +151,8 @@ async def serve(
         metrics.follow(lambda: controller.target, controller.now)
         proxy = ProxyHandler(controller, pool, metrics, options)
         admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
-        server = ProxyServer(proxy.proxy, admin.handle, metrics)
+        lane = proxy.fast_lane if settings.fast_lane == "on" else None
+        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller))

@@ -193,6 +193,11 @@ class Settings(BaseSettings):
         "Request bodies up to this size are kept until the response begins, so that they can be sent again if "
         "the target dies before; larger ones stream through. Chat requests are well below 1Mi.",
     )  # fmt: skip
+    fast_lane: Literal["on", "off"] = _setting(
+        "off", "FAST_LANE", "Listening", "on or off",
+        "Relay plain requests to a ready target without the HTTP server's parser and tasks, which costs half as much; "
+        "off sends every request the long way.",
+    )  # fmt: skip
     event_loop: Literal["auto", "uvloop", "asyncio"] = _setting(
         "auto", "EVENT_LOOP", "Listening", "auto, uvloop or asyncio",
         "What runs the proxy: uvloop costs less for each request; auto takes it where it is installed.",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.server import ProxyServer
+
+FAST_LANE = ContextVar("FAST_LANE", default=True)
+"""Whether a stage has the fast lane, where its caller does not say."""
 
 UpstreamHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -95,8 +99,9 @@ async def stage(
     hold: float = 10.0,
     replay_bytes: int = 1 << 20,
     response: float | None = 10.0,
+    fast: bool | None = None,
 ) -> AsyncIterator[Stage]:
-    """A proxy that listens, with its target asleep or awake."""
+    """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane."""
     hits: list[str] = []
 
     async def counted(request: web.BaseRequest) -> web.StreamResponse:
@@ -118,7 +123,8 @@ async def stage(
         options = ProxyOptions(hold, replay_bytes, RelayTimeouts(2.0, response))
         handler = ProxyHandler(controller, pool, metrics, options)
         admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining)
-        server = ProxyServer(handler.proxy, admin.handle, metrics)
+        has_lane = FAST_LANE.get() if fast is None else fast
+        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None)
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.scenarios.stage import echo, envelope, stage
+from tests.scenarios.stage import FAST_LANE, echo, envelope, stage
 from vllm_chill.core.target import Asleep, Endpoint, Failed, Observation, Ready, Waking
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 
 CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["fast lane", "base"])
+def lane(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything passes both ways."""
+    token = FAST_LANE.set(request.param)
+    yield
+    FAST_LANE.reset(token)
 
 
 async def stream_slowly(request: web.BaseRequest) -> web.StreamResponse:

@@ -1,8 +1,9 @@
 """The one place that leans on how aiohttp's server works inside (pinned; tests/proxy/test_aiohttp_seam.py guards it).
 
-The server parses requests, keeps connections alive and runs the handler; the response's bytes go past it. So three
+The server parses requests, keeps connections alive and runs the handler; the response's bytes go past it. So some
 things are needed that aiohttp does not promise: the parsed message with the target and the fields as they were
-received, a call back when a slow client has room again, and a handler's result that aiohttp writes nothing for.
+received, a call back when a slow client has room again, a handler's result that aiohttp writes nothing for, and to
+know, of a client's connection, whether the server is between two requests.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web import BaseRequest
+from aiohttp.web import BaseRequest, RequestPayloadError, Server
 from aiohttp.web_protocol import RequestHandler
 
 from vllm_chill.errors import ResponseCut
@@ -28,6 +30,143 @@ else:
     _Response = object
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+# What ClientConnection and the functions below touch of RequestHandler that is nobody's but aiohttp's.
+INTERNALS = (
+    "_buffer_paused",
+    "_close",
+    "_current_request",
+    "_drain_helper",
+    "_drain_waiter",
+    "_force_close",
+    "_handle_request",
+    "_handler_waiter",
+    "_keepalive_timeout",
+    "_loop",
+    "_messages",
+    "_next_keepalive_close_time",
+    "_process_keepalive",
+    "_reading_paused",
+    "_request_in_progress",
+    "_upgraded",
+    "_waiter",
+)
+
+
+def missing_internals() -> list[str]:
+    """Which of them this aiohttp does not have: then the server is to be left as it is."""
+    return [name for name in INTERNALS if not hasattr(RequestHandler, name)]
+
+
+class ClientConnection(RequestHandler):
+    """A client's connection as aiohttp's server has it, and what can be told and asked of it besides.
+
+    One thing is mended for every request: aiohttp 3.14's parser in C does not tell a body that it is broken (a
+    malformed chunk), so that whoever reads it would wait for as long as the client stays.
+    """
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        queue = self._messages
+        known = len(queue)
+        super().data_received(data)
+        if len(queue) > known and isinstance(error := getattr(queue[-1][0], "exc", None), HttpProcessingError):
+            self._end_broken_body(error)
+
+    def _end_broken_body(self, error: HttpProcessingError) -> None:
+        if len(self._messages) > 1:
+            payload = self._messages[-2][1]
+        elif self._current_request is not None:
+            payload = self._current_request.content
+        else:
+            return
+        if payload.is_eof():
+            return
+        # The error belongs to this body: the request is answered, and nothing is read after it.
+        self._messages.pop()
+        self._close = True
+        payload.set_exception(RequestPayloadError(error.message))
+        payload.feed_eof()
+
+    @property
+    def parser_is_idle(self) -> bool:
+        """Whether all that the parser was given is answered, and the server waits for the next request.
+
+        The parser may still have the start of one, if it was given that.
+        """
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and not waiter.done()
+            and not self._messages
+            and not self._request_in_progress
+            and not self._reading_paused
+            and not self._buffer_paused
+            and not self._upgraded
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being handled."""
+        return self._request_in_progress
+
+    def request_ended(self) -> None:
+        """A handler is done; the server will be idle in a few turns of the loop, or close the connection."""
+
+    async def _handle_request(
+        self,
+        request: BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+    ) -> tuple[StreamResponse, bool]:
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            self.request_ended()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no more requests are taken on it."""
+        return self._close or self._force_close
+
+    def begin_exchange(self) -> None:
+        """Have the server take the connection for busy: neither its keep-alive timer nor its shutdown may close it."""
+        self._request_in_progress = True
+
+    def end_exchange(self, now: float) -> None:
+        """The server may have it back; its keep-alive time begins."""
+        self._request_in_progress = False
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        waiter = self._handler_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def resume_unless_held(self) -> None:
+        """Read on, unless the server itself has reason not to."""
+        if self.transport is not None and not self._reading_paused and not self._buffer_paused:
+            self.transport.resume_reading()
+
+    def _process_keepalive(self) -> None:
+        if self._request_in_progress:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+
+class ClientServer(Server):
+    """aiohttp's server, on connections of a kind of ours."""
+
+    connection: Callable[..., RequestHandler] = ClientConnection
+
+    def __call__(self) -> RequestHandler:
+        return self.connection(self, loop=self._loop, **self._kwargs)
+
+
+def end_with_response(request: BaseRequest) -> bool:
+    """Whether the client's connection will be closed behind this request, whatever the response says."""
+    protocol = request.protocol
+    return isinstance(protocol, ClientConnection) and protocol.is_closing
 
 
 class Relayed(_Response):

@@ -21,6 +21,16 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _METHODS_WITH_A_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
+def length_field(method: str, length: int | None) -> bytes:
+    """The field that frames a body of known length, with its line end; `length` is what the client said, if it did.
+
+    A method that expects a body says that it has none (RFC 9110 §8.6).
+    """
+    if length is None:
+        return b"Content-Length: 0\r\n" if method in _METHODS_WITH_A_BODY else b""
+    return b"Content-Length: %d\r\n" % length
+
+
 class Sink(Protocol):
     """Where a streamed body goes."""
 
@@ -47,8 +57,7 @@ class RequestBody:
         self._kept: bytearray | None = None  # bytes and not pieces: a million pieces of a byte would weigh 40 MB
         if payload is EMPTY_PAYLOAD:
             self._whole = b""
-            declared = request.method in _METHODS_WITH_A_BODY or request.content_length is not None
-            self.framing = b"Content-Length: 0\r\n" if declared else b""
+            self.framing = length_field(request.method, request.content_length)
             return
         self._kept = bytearray()
         if message_of(request).chunked:

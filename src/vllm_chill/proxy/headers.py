@@ -8,7 +8,7 @@ a client says about it can make the upstream see another request than the one th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -41,7 +41,7 @@ _SPECIAL = (
     | {b"content-length", b"expect", b"http2-settings", b"trailer"}
     | {b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 )
-_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _field = b": ".join
 _NAMES_NOTHING = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#]*@)?([^/?#]*)(.*)", re.DOTALL)
@@ -81,21 +81,22 @@ def request_head(message: RequestMessage, endpoint: Endpoint, framing: bytes, *,
         named = connection_options(options)
         fields = [field for field in fields if field[0].lower() not in named]
         said = {name: value for name, value in said.items() if name not in named or name == b"host"}
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (message.method.encode(), target, _host(endpoint))]
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (message.method.encode(), target, host_of(endpoint))]
     lines += map(_field, fields)
-    host = authority or said.get(b"host", b"")
-    if said.keys().isdisjoint(_FORWARDED):
-        lines.append(_forwarded(peer, scheme, host))
-    else:
-        before = said.get(b"x-forwarded-for", b"")
-        lines.append(
-            _forwarding(
-                before + b", " + peer.encode() if before and peer else before or peer.encode(),
-                said.get(b"x-forwarded-proto") or scheme.encode(),
-                said.get(b"x-forwarded-host") or host,
-            )
-        )
+    lines.append(forwarded(said, peer, scheme, authority or said.get(b"host", b"")))
     return b"\r\n".join(lines) + framing + b"\r\n"
+
+
+def forwarded(said: Mapping[bytes, bytes], peer: str, scheme: str, host: bytes) -> bytes:
+    """The X-Forwarded fields, each with its line end; `said` has those that came, by their names in lower case."""
+    if said.keys().isdisjoint(FORWARDED):
+        return _forwarded(peer, scheme, host)
+    before = said.get(b"x-forwarded-for", b"")
+    return _forwarding(
+        before + b", " + peer.encode() if before and peer else before or peer.encode(),
+        said.get(b"x-forwarded-proto") or scheme.encode(),
+        said.get(b"x-forwarded-host") or host,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -130,5 +131,6 @@ def _origin_form(message: RequestMessage) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1024)
-def _host(endpoint: Endpoint) -> bytes:
+def host_of(endpoint: Endpoint) -> bytes:
+    """An endpoint as the upstream's Host."""
     return str(endpoint).encode("idna" if not str(endpoint).isascii() else "ascii")

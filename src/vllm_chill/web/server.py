@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, BadRequest, InternalError
+from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response, missing_internals
 from vllm_chill.proxy.answer import answer
+from vllm_chill.proxy.fast_lane import Counter, FastLane, FastServer, tried
 from vllm_chill.proxy.relay import Relayed
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -28,7 +31,10 @@ LocalHandler = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
 class ProxyServer:
     """One listening proxy. Invariant: `_active` requests are being handled at this moment."""
 
-    def __init__(self, proxied: Handler, local: LocalHandler, metrics: Metrics) -> None:
+    def __init__(
+        self, proxied: Handler, local: LocalHandler, metrics: Metrics, lane: Callable[[Counter], FastLane] | None = None
+    ) -> None:
+        """`lane` makes the fast lane of the proxied requests; None for none."""
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
@@ -38,16 +44,23 @@ class ProxyServer:
         self._quiet = asyncio.Event()
         self._draining = False
         self._sites: list[web.TCPSite] = []
-        server = web.Server(
-            self._handle,
-            handler_cancellation=True,
-            auto_decompress=False,
-            access_log=None,
-            max_line_size=_HEAD_BYTES,
-            max_field_size=_HEAD_BYTES,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
-        )
-        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
+        self._runner = web.ServerRunner(self._server(lane), shutdown_timeout=1.0)
+
+    def _server(self, lane: Callable[[Counter], FastLane] | None) -> web.Server:
+        options: dict[str, Any] = {
+            "handler_cancellation": True,
+            "auto_decompress": False,
+            "access_log": None,
+            "max_line_size": _HEAD_BYTES,
+            "max_field_size": _HEAD_BYTES,
+            "keepalive_timeout": _KEEPALIVE_SECONDS,
+        }
+        if missing := missing_internals():
+            self._log.warning("the fast lane is off: this aiohttp is not the one it was made for", missing=missing)
+            return web.Server(self._handle, **options)
+        if lane is None:
+            return ClientServer(self._handle, **options)
+        return FastServer(self._handle, lane=lane(self), **options)
 
     @property
     def draining(self) -> bool:
@@ -85,9 +98,13 @@ class ProxyServer:
         await self._runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        begun = self._clock()
+        before = tried(request)
+        if before is None:
+            begun = self._clock()
+            self._active += 1
+        else:  # the fast lane has counted it
+            begun = before.begun
         route, status = Route.PROXIED, _CLIENT_LEFT
-        self._active += 1
         try:
             try:
                 route = route_of(request.method, _path(request))
@@ -99,24 +116,37 @@ class ProxyServer:
             except Exception:
                 response = self._bug(request, route)
             status = response.status
-            self._finish(response)
+            self._finish(request, response)
             return response
         finally:
-            self._active -= 1
-            if self._draining and not self._active:
-                self._quiet.set()
-            self._metrics.request_ended(request.method, route, status, self._clock() - begun)
+            self._ended(request.method, route, status, begun)
+
+    def begun(self) -> None:
+        """Take that a proxied request is being handled."""
+        self._active += 1
+
+    def ended(self, method: str, status: int, begun: float) -> float:
+        """Take that a proxied request is over, which had begun then; the time."""
+        return self._ended(method, Route.PROXIED, status, begun)
+
+    def _ended(self, method: str, route: Route, status: int, begun: float) -> float:
+        self._active -= 1
+        if self._draining and not self._active:
+            self._quiet.set()
+        now = self._clock()
+        self._metrics.request_ended(method, route, status, now - begun)
+        return now
 
     def _bug(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
         self._log.exception("a bug in vllm-chill", method=request.method, route=route.value)
         return answer(InternalError("vllm-chill has a bug here, and its log says more. Please report it."))
 
-    def _finish(self, response: web.StreamResponse) -> None:
+    def _finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         if isinstance(response, Relayed):
             response.keep_alive = response.keep_alive and not self._draining
             return
         response.headers["Server"] = "vllm-chill"
-        if self._draining:
+        if self._draining or end_with_response(request):
             response.force_close()
 
 

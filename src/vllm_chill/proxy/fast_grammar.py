@@ -1,0 +1,133 @@
+"""A first look at a request's bytes: the plain ones are read here, and all else is left to aiohttp's parser. Pure.
+
+The rule: what is accepted here is a proper part of what the parser accepts, and both read the same method, target,
+fields and body in it. So the grammar knows one spelling of everything, the one that HTTP clients use: a field is a
+name, a colon, one space and visible ASCII; a body has one Content-Length. Whatever changes where a message ends, or
+what the connection is for, or could be read in two ways, is not in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from vllm_chill.core.target import Endpoint
+from vllm_chill.proxy.body import length_field
+from vllm_chill.proxy.headers import FORWARDED, forwarded, host_of
+
+HEAD_BYTES = 16 * 1024
+_FIELDS = 100  # aiohttp takes 128
+
+# Possessive, so that time is linear whatever comes. Of the target: the characters of RFC 3986, without a fragment.
+_HEAD = re.compile(
+    rb"(GET|POST|PUT|PATCH|DELETE) (/[0-9A-Za-z\-._~:/?\[\]@!$&'()*+,;=%%]*+) HTTP/1\.1"
+    rb"(?:\r\n[!#$%%&'*+\-.^_`|~0-9A-Za-z]++: (?! )[ -~]*+(?<! )){1,%d}+\r\n\r\n" % _FIELDS
+)
+
+# In the head in lower case. The first row goes on as it came and may come once, as aiohttp's parser has it; the
+# second is written anew; with any of the rest the request is not plain.
+_SPECIAL = re.compile(
+    rb"\r\n(content-type|user-agent"
+    rb"|host|content-length|connection|x-forwarded-for|x-forwarded-host|x-forwarded-proto"
+    rb"|transfer-encoding|te|trailer|expect|upgrade|http2-settings|keep-alive|proxy-connection|proxy-authenticate"
+    rb"|proxy-authorization|content-location|content-range|etag|max-forwards|server|sec-websocket-key1):"
+)
+_WRITTEN_ANEW = FORWARDED | {b"host", b"content-length", b"connection"}
+_KNOWN = _WRITTEN_ANEW | {b"content-type", b"user-agent"}
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,9}")
+
+_METHODS = {b"GET": "GET", b"POST": "POST", b"PUT": "PUT", b"PATCH": "PATCH", b"DELETE": "DELETE"}
+
+
+class PlainHead:
+    """A plain request's head, whose Content-Length is left open: a client says the same again with another body.
+
+    `before` are its bytes up to the length's digits, `after` those behind them (None, and all of it is in `before`,
+    if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
+    name in lower case, those that are written anew. `path` is the target without its query.
+    """
+
+    __slots__ = ("_fields", "_special", "_target", "_written", "after", "before", "method", "path")
+
+    def __init__(self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes]) -> None:
+        self.method = method
+        self.path = target.partition(b"?")[0].decode("ascii")
+        self.before = b""
+        self.after: bytes | None = None
+        self._target = target
+        self._fields = fields
+        self._special = special
+        self._written: tuple[Endpoint, bytes] | None = None
+
+    def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
+        """The head for the upstream: what `headers.request_head` makes of the same request. One client asks for it."""
+        written = self._written
+        if written is None or written[0] != endpoint:
+            host = self._special[b"host"]
+            lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b" % (
+                self.method.encode(),
+                self._target,
+                host_of(endpoint),
+                self._fields,
+                forwarded(self._special, peer, scheme, host),
+            )
+            written = self._written = endpoint, lines
+        return b"%b%b\r\n" % (written[1], length_field(self.method, length))
+
+    def again(self, data: bytes) -> PlainRequest | None:
+        """The request that these bytes start with, if its head is this one but for the length's digits."""
+        before, after = self.before, self.after
+        if not data.startswith(before):
+            return None
+        start = len(before)
+        if after is None:
+            return PlainRequest(self, start, None)
+        end = data.find(b"\r", start, start + 12)
+        length = _LENGTH.fullmatch(data, start, end) if end > 0 else None
+        if length is None or not data.startswith(after, end):
+            return None
+        return PlainRequest(self, end + len(after), int(length[0]))
+
+
+class PlainRequest(NamedTuple):
+    """A request that was read: its body is from `start` on; `length` is None if none was said."""
+
+    head: PlainHead
+    start: int
+    length: int | None
+
+
+def first_look(data: bytes) -> PlainRequest | None:
+    """The request that these bytes start with, if its head is whole and plain."""
+    end = data.find(b"\r\n\r\n", 0, HEAD_BYTES)
+    match = _HEAD.match(data, 0, end + 4) if end >= 0 else None
+    if match is None:
+        return None
+    special: dict[bytes, bytes] = {}
+    kept: list[bytes] = []
+    at, length_at = match.end(2) + 9, 0
+    for field in _SPECIAL.finditer(data[:end].lower(), at):
+        name, value = field[1], field.end() + 1
+        line_end = data.find(b"\r\n", value)
+        if name in special or name not in _KNOWN:
+            return None
+        special[name] = data[value:line_end]
+        if name in _WRITTEN_ANEW:
+            kept.append(data[at : field.start()])
+            at = line_end
+        if name == b"content-length":
+            length_at = value
+    kept.append(data[at:end])
+    if b"host" not in special or special.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    length = special.get(b"content-length")
+    if length is not None and not _LENGTH.fullmatch(length):
+        return None
+    written_anew = {name: value for name, value in special.items() if name in _WRITTEN_ANEW}
+    head = PlainHead(_METHODS[match[1]], match[2], b"".join(kept), written_anew)
+    start = end + 4
+    if length is None:
+        head.before = data[:start]
+        return PlainRequest(head, start, None)
+    head.before, head.after = data[:length_at], data[length_at + len(length) : start]
+    return PlainRequest(head, start, int(length))
