@@ -115,8 +115,8 @@ def _vllm_router(ground: Ground, port: int) -> list[str] | None:
 
 
 PEERS = (
-    Peer("vllm-chill", _vllm_chill()),
-    Peer("vllm-chill, asyncio", _vllm_chill("--event-loop", "asyncio")),
+    Peer("vllm-chill", _vllm_chill("--fast-lane", "on")),
+    Peer("vllm-chill, fast lane off", _vllm_chill("--fast-lane", "off")),
     Peer("Go ReverseProxy", _go),
     Peer("nginx", _nginx),
     Peer("HAProxy", _haproxy),
