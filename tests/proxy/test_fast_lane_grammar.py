@@ -14,6 +14,7 @@ from aiohttp.streams import StreamReader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
 from vllm_chill.proxy.fast_grammar import HEAD_BYTES, PlainRequest, first_look
@@ -75,7 +76,8 @@ def check(data: bytes) -> PlainRequest | None:
     assert message.version == HttpVersion11
     assert (message.should_close, message.chunked, message.upgrade) == (False, False, False)
     assert message.method == plain.head.method
-    assert message.path.partition("?")[0] == plain.head.path
+    assert message.path.encode() == plain.head.target
+    assert plain.head.proxied == (route_of(message.method, message.path.partition("?")[0]) is Route.PROXIED)
     assert payload.is_eof()
     assert payload.read_nowait() == data[plain.start : end]
     length = message.headers.get("Content-Length")
@@ -105,6 +107,8 @@ PLAIN = (
     [
         PLAIN,
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /proxy/operations/stop?x HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /?q=[a]&b=%zz HTTP/1.1\r\nHost: a\r\nCONTENT-LENGTH: 0\r\n\r\n",
         b"DELETE //x/../y;z HTTP/1.1\r\nhost: a\r\nconnection: Keep-Alive\r\nX-Forwarded-Host: b\r\n\r\n",
         b"PUT /x HTTP/1.1\r\nContent-Length: 3\r\nX: 1\r\nx: 2\r\nHost: a\r\n\r\nabc" + NEXT,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
 from vllm_chill.proxy.headers import FORWARDED, forwarded, host_of
@@ -44,17 +45,17 @@ class PlainHead:
 
     `before` are its bytes up to the length's digits, `after` those behind them (None, and all of it is in `before`,
     if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
-    name in lower case, those that are written anew. `path` is the target without its query.
+    name in lower case, those that are written anew. `proxied` says whether its route leads to the target.
     """
 
-    __slots__ = ("_fields", "_special", "_target", "_written", "after", "before", "method", "path")
+    __slots__ = ("_fields", "_special", "_written", "after", "before", "method", "proxied", "target")
 
     def __init__(self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes]) -> None:
         self.method = method
-        self.path = target.partition(b"?")[0].decode("ascii")
+        self.proxied = route_of(method, target.partition(b"?")[0].decode("ascii")) is Route.PROXIED
         self.before = b""
         self.after: bytes | None = None
-        self._target = target
+        self.target = target
         self._fields = fields
         self._special = special
         self._written: tuple[Endpoint, bytes] | None = None
@@ -66,7 +67,7 @@ class PlainHead:
             host = self._special[b"host"]
             lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b" % (
                 self.method.encode(),
-                self._target,
+                self.target,
                 host_of(endpoint),
                 self._fields,
                 forwarded(self._special, peer, scheme, host),

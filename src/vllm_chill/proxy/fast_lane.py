@@ -46,11 +46,11 @@ class Counter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FastLane:
-    """What the connections share. `leases` gives a lease for a method and a path if it may be served at once;
-    `cut` is told of a response that ended early; bodies of up to `body_bytes` are taken.
+    """What the connections share. `lease` gives a lease if the target is ready; `cut` is told of a response that
+    ended early; bodies of up to `body_bytes` are taken.
     """
 
-    leases: Callable[[str, str], Lease | None]
+    lease: Callable[[], Lease | None]
     cut: Callable[[], None]
     counter: Counter
     pool: UpstreamPool
@@ -97,7 +97,7 @@ class FastConnection(ClientConnection):
     requests, apart from `_owed` bytes of the last one's body; so once it is idle it holds nothing.
     """
 
-    __slots__ = ("_behind", "_deadline", "_exchange", "_head", "_open", "_owed", "_peer", "_timer", "lane", "tried")
+    __slots__ = ("_behind", "_deadline", "_exchange", "_head", "_open", "_owed", "_timer", "lane", "peer", "tried")
 
     def __init__(self, lane: FastLane, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,22 +108,20 @@ class FastConnection(ClientConnection):
         self._head: PlainHead | None = None  # the last one
         self._exchange: FastExchange | None = None
         self._behind = bytearray()  # what came behind the request that is being served
-        self._peer: tuple[str, str] | None = None
+        self.peer = ("", "http")
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def peer(self) -> tuple[str, str]:
-        """The client's address, and the scheme that it speaks."""
-        if self._peer is None:
-            self._peer = peer_of(self)
-        return self._peer
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.peer = peer_of(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self._open or not data or self.is_closing:
+        if self._exchange is not None:
+            if data:
+                self._exchange.more(data)
+        elif not self._open or not data or self.is_closing:
             super().data_received(data)
-        elif self._exchange is not None:
-            self._exchange.more(data)
         elif self._owed:
             owed = data[: self._owed]
             self._owed -= len(owed)
@@ -159,12 +157,10 @@ class FastConnection(ClientConnection):
     def _begin(self, request: PlainRequest, data: bytes, end: int) -> bool:
         """Serve it here, if that can be done at once."""
         lane, client = self.lane, self.transport
-        if client is None or end - request.start > lane.body_bytes or lane.counter.draining:
+        lease = lane.lease() if end - request.start <= lane.body_bytes and request.head.proxied else None
+        if lease is None or client is None:
             return False
         begun = self._loop.time()
-        lease = lane.leases(request.head.method, request.head.path)
-        if lease is None:
-            return False
         whole = len(data) >= end
         connection = lane.pool.take(lease.endpoint) if whole else None
         if whole and connection is None:
@@ -175,11 +171,11 @@ class FastConnection(ClientConnection):
         exchange = self._exchange = FastExchange(self, client, lease, request, begun)
         if connection is None:
             exchange.more(data)
-        else:
-            if len(data) > end:
-                self.hold_back(data[end:])
-                data = data[:end]
-            exchange.send(connection, data, begun)
+            return True
+        if len(data) > end:
+            self.hold_back(data[end:])
+            data = data[:end]
+        exchange.send(connection, data, begun)
         return True
 
     def hold_back(self, data: bytes) -> None:
@@ -210,7 +206,7 @@ class FastConnection(ClientConnection):
         self.end_exchange(now)
         if not keep_alive or self.is_closing:
             self.force_close()
-        else:
+        elif self._behind:
             self._go_on()
 
     def hand_over(self, request: bytes, tried: Tried) -> None:

@@ -12,7 +12,6 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from vllm_chill.control.controller import Lease, ScaleController
-from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.body import RequestBody
@@ -53,11 +52,11 @@ class ProxyHandler:
     def fast_lane(self, counter: Counter) -> FastLane:
         """The way of plain requests past the server's tasks, to the same target."""
 
-        def leases(method: str, path: str) -> Lease | None:
-            return self._controller.lease_now() if route_of(method, path) is Route.PROXIED else None
+        def lease() -> Lease | None:
+            return None if counter.draining else self._controller.lease_now()
 
         return FastLane(
-            leases,
+            lease,
             self._metrics.responses_cut.inc,
             counter,
             self._pool,

@@ -7,7 +7,6 @@ names, and what is a state is read off the target when somebody asks, so that a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,14 +22,11 @@ from prometheus_client.registry import Collector
 
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Unknown, Waking
+from vllm_chill.telemetry.request_counts import RequestCounts
 
-# From a cached answer of a small model to a cold start of a large one: 5 ms to 30 min.
-REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800)
 WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _STATES: dict[type, int] = {Unknown: 0, Asleep: 0, Failed: 0, Waking: 1, Ready: 2, Draining: 3}
 
@@ -38,11 +34,6 @@ _STATES: dict[type, int] = {Unknown: 0, Asleep: 0, Failed: 0, Waking: 1, Ready: 
 def vllm_state(target: Target) -> int:
     """The target's phase as a number: 0 stopped, 1 starting, 2 running, 3 stopping."""
     return _STATES[type(target.phase)]
-
-
-class _RequestMetrics(NamedTuple):
-    ended: Counter
-    duration: Histogram
 
 
 class _TargetGauges(Collector):
@@ -83,19 +74,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, version: str) -> None:
         self.registry = registry
-        self._requests = Counter(
-            "vllm_chill_requests_total",
-            "Requests that ended. status is what the caller got, or 499 if the caller left first.",
-            ("method", "route", "status"),
-            registry=registry,
-        )
-        self._durations = Histogram(
-            "vllm_chill_request_duration_seconds",
-            "Time from a request's head to the last byte of its answer, the hold included.",
-            ("route",),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
-        )
+        self.requests = RequestCounts()
+        registry.register(self.requests)
         self.wake_duration = Histogram(
             "vllm_chill_wake_duration_seconds",
             "Time from the wish for a replica to the target's being ready.",
@@ -128,7 +108,6 @@ class Metrics:
             version
         ).set(1)
         ProcessCollector(registry=registry)
-        self._children: dict[tuple[str, Route, int], _RequestMetrics] = {}
         for direction in ("up", "down"):
             for outcome in ("success", "failure"):
                 self.scale_operations.labels(direction, outcome)
@@ -139,22 +118,9 @@ class Metrics:
 
     def request_ended(self, method: str, route: Route, status: int, seconds: float) -> None:
         """Count one request and its time."""
-        children = self._children.get((method, route, status))
-        if children is None:
-            children = self._request_metrics(method, route, status)
-        children.ended.inc()
-        children.duration.observe(seconds)
+        self.requests.routes[route].count(method, status, seconds)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The page for a scraper that accepts `accept`, and its content type: Prometheus text or OpenMetrics."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
-
-    def _request_metrics(self, method: str, route: Route, status: int) -> _RequestMetrics:
-        label = method if method in _METHODS else "OTHER"
-        children = _RequestMetrics(
-            self._requests.labels(label, route.value, str(status)), self._durations.labels(route.value)
-        )
-        if method == label:  # what callers make up is not remembered
-            self._children[method, route, status] = children
-        return children

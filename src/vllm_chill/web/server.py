@@ -38,6 +38,7 @@ class ProxyServer:
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
+        self._count = metrics.requests.proxied.count
         self._clock = asyncio.get_running_loop().time
         self._log = structlog.get_logger("vllm_chill.server")
         self._active = 0
@@ -119,7 +120,10 @@ class ProxyServer:
             self._finish(request, response)
             return response
         finally:
-            self._ended(request.method, route, status, begun)
+            self._metrics.request_ended(request.method, route, status, self._clock() - begun)
+            self._active -= 1
+            if self._draining and not self._active:
+                self._quiet.set()
 
     def begun(self) -> None:
         """Take that a proxied request is being handled."""
@@ -127,14 +131,11 @@ class ProxyServer:
 
     def ended(self, method: str, status: int, begun: float) -> float:
         """Take that a proxied request is over, which had begun then; the time."""
-        return self._ended(method, Route.PROXIED, status, begun)
-
-    def _ended(self, method: str, route: Route, status: int, begun: float) -> float:
+        now = self._clock()
+        self._count(method, status, now - begun)
         self._active -= 1
         if self._draining and not self._active:
             self._quiet.set()
-        now = self._clock()
-        self._metrics.request_ended(method, route, status, now - begun)
         return now
 
     def _bug(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
