@@ -56,8 +56,8 @@ def main(profile: str) -> None:
         found[stage_of(frames.split(";"))] += int(count)
     whole = sum(found.values())
     print("| stage | share of the CPU |\n|---|---|")
-    for stage, count in found.most_common():
-        print(f"| {stage} | {100 * count / whole:.1f} % |")
+    for stage, samples in found.most_common():
+        print(f"| {stage} | {100 * samples / whole:.1f} % |")
 
 
 if __name__ == "__main__":
