@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         "the target dies before; larger ones stream through. Chat requests are well below 1Mi.",
     )  # fmt: skip
     fast_lane: Literal["on", "off"] = _setting(
-        "off", "FAST_LANE", "Listening", "on or off",
+        "on", "FAST_LANE", "Listening", "on or off",
         "Relay plain requests to a ready target without the HTTP server's parser and tasks, which costs half as much; "
         "off sends every request the long way.",
     )  # fmt: skip

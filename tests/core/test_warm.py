@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -96,3 +96,10 @@ def test_anything_else_takes_the_long_way(target: Target) -> None:
 
 def test_a_release_without_a_lease_takes_the_long_way_which_says_so() -> None:
     assert warm.released(READY, 9) is None
+
+
+def test_it_makes_whole_targets() -> None:
+    assert [field.name for field in fields(Target)] == [
+        *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures"],
+    ]
+    assert warm.leased(replace(READY, sent=2, failures=3)) == replace(READY, in_flight=1, sent=2, failures=3)

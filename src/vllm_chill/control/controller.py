@@ -154,7 +154,8 @@ class ScaleController:
             self._apply(Arrived())
             return self._grant()
         self._target = leased
-        return self._lease_of(leased)
+        assert leased.observed is not None
+        return Lease(leased.observed.endpoints[0], self._release)
 
     async def lease(self, hold_seconds: float) -> Lease:
         """A lease, held back until the target is ready.
@@ -214,11 +215,8 @@ class ScaleController:
 
     def _grant(self) -> Lease:
         self._apply(Granted())
-        return self._lease_of(self._target)
-
-    def _lease_of(self, target: Target) -> Lease:
-        assert target.observed is not None
-        return Lease(target.observed.endpoints[0], self._release)
+        assert self._target.observed is not None
+        return Lease(self._target.observed.endpoints[0], self._release)
 
     def _release(self) -> None:
         released = warm.released(self._target, self._clock())

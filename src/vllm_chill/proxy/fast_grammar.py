@@ -63,7 +63,7 @@ class PlainHead:
     def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
         """The head for the upstream: what `headers.request_head` makes of the same request. One client asks for it."""
         written = self._written
-        if written is None or written[0] != endpoint:
+        if written is None or (written[0] is not endpoint and written[0] != endpoint):
             host = self._special[b"host"]
             lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b" % (
                 self.method.encode(),
@@ -73,7 +73,9 @@ class PlainHead:
                 forwarded(self._special, peer, scheme, host),
             )
             written = self._written = endpoint, lines
-        return b"%b%b\r\n" % (written[1], length_field(self.method, length))
+        if length is None:
+            return b"%b%b\r\n" % (written[1], length_field(self.method, None))
+        return b"%bContent-Length: %d\r\n\r\n" % (written[1], length)
 
     def again(self, data: bytes) -> PlainRequest | None:
         """The request that these bytes start with, if its head is this one but for the length's digits."""

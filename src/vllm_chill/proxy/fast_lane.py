@@ -37,8 +37,8 @@ _CLIENT_LEFT = 499
 class Counter(Protocol):
     """Who counts requests, and knows whether more may come."""
 
-    @property
-    def draining(self) -> bool: ...
+    draining: bool
+
     def begun(self) -> None: ...
     def ended(self, method: str, status: int, begun: float) -> float:
         """Take that a request is over, which had begun then; the time."""
@@ -326,14 +326,15 @@ class FastExchange(Exchange):
         self.fail(silent(self._lease.endpoint, seconds))
 
     def finish(self, failure: ChillError | None) -> None:
-        if failure is not None and not self.sent:
-            self._leave(failure)
-        elif failure is not None:
+        if failure is None:
+            if self._connection.writing_paused:
+                when_writable(self._connection, self._end)
+            else:
+                self._end()
+        elif self.sent:
             self._cut()
-        elif self._connection.writing_paused:
-            when_writable(self._connection, self._end)
         else:
-            self._end()
+            self._leave(failure)
 
     def abandon(self) -> None:
         """The client is gone, or its connection is being closed: neither side may take what there is for the whole."""
@@ -346,8 +347,9 @@ class FastExchange(Exchange):
 
     def _end(self) -> None:
         if not self._over:
+            now = self._count(self.framing.status)
             keep_alive = self.framing.keep_alive and not self._connection.lane.counter.draining
-            self._connection.over(self._count(self.framing.status), keep_alive=keep_alive)
+            self._connection.over(now, keep_alive=keep_alive)
 
     def _cut(self) -> None:
         if not self._over:

@@ -67,6 +67,7 @@ class ResponseFraming:
         "_left",
         "_no_body",
         "_pieces",
+        "_plain_client",
         "_state",
         "complete",
         "keep_alive",
@@ -81,6 +82,7 @@ class ResponseFraming:
         self._no_body = no_body
         self._http10 = http10
         self._keep_alive = keep_alive
+        self._plain_client = keep_alive and not http10 and not no_body
         self._state = _IN_HEAD
         self._carry = b""  # the start of a head or of a line, whose end has not come
         self._left = 0  # bytes to the end of the body, or of the chunk with its line end
@@ -130,6 +132,10 @@ class ResponseFraming:
         self._carry = b""
         version, status = head.groups()
         start = head.end()
+        if status == b"200" and version == b"1" and self._is_whole(data, start):
+            self.status = 200
+            self.complete = self.keep_alive = self.reusable = True
+            return data
         if status[0] == 0x31:
             return self._feed_head(self._after_interim(status, data[start:]))
         rewritten = self._read_head(data, start, version == b"1", status)
@@ -139,6 +145,13 @@ class ResponseFraming:
         if rewritten is None:
             return data if end == len(data) else data[:end]
         return rewritten + (data[start:end] if self._pieces is None else self._take_pieces())
+
+    def _is_whole(self, data: bytes, start: int) -> bool:
+        """Whether this is the commonest of responses, all of it in one read: its length, and nothing else special."""
+        special = _SPECIAL.findall(data, 0, start) if self._plain_client else ()
+        if len(special) != 1 or special[0][0].lower() != b"content-length":
+            return False
+        return _length(special[0][1].strip(b" \t"), -1) == len(data) - start
 
     def _wait_for_head(self, data: bytes, known: int) -> bytes:
         if len(data) >= HEAD_BYTES:

@@ -196,7 +196,8 @@ class UpstreamPool:
         if home.closed or len(home.idle) >= self._idle_limit or connection.transport.is_closing():
             connection.transport.abort()
             return
-        connection.resume_reading()
+        if not connection._reading:
+            connection.resume_reading()
         connection.reused = True
         home.idle[connection] = connection.loop.time()
         if self._sweep is None:

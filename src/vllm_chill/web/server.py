@@ -29,7 +29,10 @@ LocalHandler = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class ProxyServer:
-    """One listening proxy. Invariant: `_active` requests are being handled at this moment."""
+    """One listening proxy. Invariant: `_active` requests are being handled at this moment.
+
+    `draining` says whether it has begun to end.
+    """
 
     def __init__(
         self, proxied: Handler, local: LocalHandler, metrics: Metrics, lane: Callable[[Counter], FastLane] | None = None
@@ -43,7 +46,7 @@ class ProxyServer:
         self._log = structlog.get_logger("vllm_chill.server")
         self._active = 0
         self._quiet = asyncio.Event()
-        self._draining = False
+        self.draining = False
         self._sites: list[web.TCPSite] = []
         self._runner = web.ServerRunner(self._server(lane), shutdown_timeout=1.0)
 
@@ -63,11 +66,6 @@ class ProxyServer:
             return ClientServer(self._handle, **options)
         return FastServer(self._handle, lane=lane(self), **options)
 
-    @property
-    def draining(self) -> bool:
-        """Whether this server has begun to end."""
-        return self._draining
-
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begin to accept connections; the addresses that are listened on. Raises OSError."""
         await self._runner.setup()
@@ -81,7 +79,7 @@ class ProxyServer:
 
         Returns whether all of it finished in time.
         """
-        self._draining = True
+        self.draining = True
         await asyncio.sleep(delay_seconds)
         for site in self._sites:
             await site.stop()
@@ -122,7 +120,7 @@ class ProxyServer:
         finally:
             self._metrics.request_ended(request.method, route, status, self._clock() - begun)
             self._active -= 1
-            if self._draining and not self._active:
+            if self.draining and not self._active:
                 self._quiet.set()
 
     def begun(self) -> None:
@@ -134,7 +132,7 @@ class ProxyServer:
         now = self._clock()
         self._count(method, status, now - begun)
         self._active -= 1
-        if self._draining and not self._active:
+        if self.draining and not self._active:
             self._quiet.set()
         return now
 
@@ -144,10 +142,10 @@ class ProxyServer:
 
     def _finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         if isinstance(response, Relayed):
-            response.keep_alive = response.keep_alive and not self._draining
+            response.keep_alive = response.keep_alive and not self.draining
             return
         response.headers["Server"] = "vllm-chill"
-        if self._draining or end_with_response(request):
+        if self.draining or end_with_response(request):
             response.force_close()
 
 
