@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -185,8 +186,17 @@ async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
 
 def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None) -> None:
     """`serve` on an event loop of its own: uvloop's where it is installed, unless the settings say otherwise."""
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(plan.settings)) as runner:
         runner.run(serve(plan, recorders=recorders, listening=listening))
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it may: each request has two, and the usual 1024 are gone at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # a hard limit above the kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import sys
 
@@ -195,6 +196,17 @@ async def test_the_port_that_kubernetes_writes_for_a_service_called_vllm_is_igno
         assert any("VLLM_PORT is ignored" in line["event"] for line in proxy.log)
         async with aiohttp.ClientSession() as session, session.get(proxy.url + "/v1/models") as response:
             assert response.status == 200
+
+
+async def test_it_may_open_as_many_files_as_there_may_be() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        async with serving(command=DEMO_ENGINE) as proxy:
+            limits = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits == (hard, hard)
 
 
 async def test_version_and_help() -> None:

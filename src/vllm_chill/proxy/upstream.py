@@ -7,6 +7,7 @@ any byte from the upstream ends it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Protocol, cast
 
@@ -129,6 +130,12 @@ class UpstreamConnection(asyncio.Protocol):
             await asyncio.shield(self._lost)
 
 
+def _why_refused(endpoint: Endpoint, error: OSError | UnicodeError) -> str:
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        return f"no connection to {endpoint} can be made: the proxy has as many files open as it may (see ulimit -n)"
+    return f"{endpoint} took no connection ({error}); see whether the model server is running"
+
+
 class _Home:
     """The connections to one endpoint. `idle` has them with the time since when, the latest last.
 
@@ -184,9 +191,7 @@ class UpstreamPool:
                 f"{endpoint} took no connection within {timeout_seconds:g} s; see whether the model server is running"
             ) from error
         except (OSError, UnicodeError) as error:
-            raise UpstreamRefused(
-                f"{endpoint} took no connection ({error}); see whether the model server is running"
-            ) from error
+            raise UpstreamRefused(_why_refused(endpoint, error)) from error
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
