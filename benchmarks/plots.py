@@ -18,7 +18,14 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 _RATES = (5, 20, 40)
-_COLORS = {"vllm-chill": "#0b6bcb", "Go ReverseProxy": "#555555", "nginx": "#3a9d5d"}
+_COLORS = {
+    "vllm-chill": "#0b6bcb",
+    "vllm-chill, fast lane off": "#8fbce8",
+    "Go ReverseProxy": "#555555",
+    "nginx": "#3a9d5d",
+    "HAProxy": "#e0900b",
+    "vllm-router": "#c0392b",
+}
 
 
 def chunk_cost(found: dict[str, dict[str, float]], file: Path) -> None:
