@@ -21,6 +21,7 @@ from vllm_chill.proxy.aiohttp_seam import Relayed, message_of, peer_of, take_ove
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.headers import request_head
 from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.upstream import why_refused
 
 _HEAD_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
@@ -69,11 +70,8 @@ async def _connect(endpoint: Endpoint, seconds: float) -> tuple[asyncio.StreamRe
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.open_connection(endpoint.host, endpoint.port, limit=_HEAD_BYTES)
-    except (OSError, TimeoutError, UnicodeError) as error:
-        reason = str(error) or f"no answer within {seconds:g} s"
-        raise UpstreamRefused(
-            f"{endpoint} took no connection ({reason}); see whether the model server is running"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        raise UpstreamRefused(why_refused(endpoint, error, seconds)) from error
 
 
 @contextmanager

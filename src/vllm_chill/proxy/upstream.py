@@ -130,7 +130,10 @@ class UpstreamConnection(asyncio.Protocol):
             await asyncio.shield(self._lost)
 
 
-def _why_refused(endpoint: Endpoint, error: OSError | UnicodeError) -> str:
+def why_refused(endpoint: Endpoint, error: OSError | UnicodeError, timeout_seconds: float) -> str:
+    """The sentence for a connection that could not be made."""
+    if isinstance(error, TimeoutError):
+        return f"{endpoint} took no connection within {timeout_seconds:g} s; see whether the model server is running"
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
         return f"no connection to {endpoint} can be made: the proxy has as many files open as it may (see ulimit -n)"
     return f"{endpoint} took no connection ({error}); see whether the model server is running"
@@ -186,12 +189,8 @@ class UpstreamPool:
                 _, connection = await loop.create_connection(
                     lambda: UpstreamConnection(home, loop), endpoint.host, endpoint.port
                 )
-        except TimeoutError as error:
-            raise UpstreamRefused(
-                f"{endpoint} took no connection within {timeout_seconds:g} s; see whether the model server is running"
-            ) from error
         except (OSError, UnicodeError) as error:
-            raise UpstreamRefused(_why_refused(endpoint, error)) from error
+            raise UpstreamRefused(why_refused(endpoint, error, timeout_seconds)) from error
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
