@@ -80,6 +80,13 @@ async def serving(
         *CHILL, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json", *flags, *command_of(command),
         stderr=asyncio.subprocess.PIPE, limit=1 << 20, env=clean_environment(**(environment or {})),
     )  # fmt: skip
+    async with followed(process) as proxy:
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def followed(process: asyncio.subprocess.Process) -> AsyncIterator[Serving]:
+    """A proxy that has just been started, with its log lines as JSON, once it listens; it is ended afterwards."""
     proxy = Serving(process)
     following = asyncio.create_task(proxy.follow())
     try:

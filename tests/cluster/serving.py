@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 
 from tests.cluster.account import mount
 from tests.cluster.cluster import Cluster
-from tests.serving import Serving, clean_environment, serving
+from tests.serving import Serving, clean_environment, followed, serving
 
 CHAT = "/v1/chat/completions"
 _ACCOUNT = "/var/run/secrets/kubernetes.io"
@@ -52,18 +52,8 @@ async def in_a_pod(cluster: Cluster, folder: Path, *flags: str) -> AsyncIterator
         "--log-format", "json", *_target(cluster, address), *flags,
         stderr=asyncio.subprocess.PIPE, limit=1 << 20, env=clean_environment(**environment),
     )  # fmt: skip
-    proxy = Serving(process)
-    following = asyncio.create_task(proxy.follow())
-    try:
-        listening = await proxy.until_logged("listening")
-        proxy.url = f"http://{listening['host']}:{listening['port']}"
+    async with followed(process) as proxy:
         yield proxy
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        await following
 
 
 def _target(cluster: Cluster, address: str) -> tuple[str, ...]:
