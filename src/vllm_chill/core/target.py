@@ -32,6 +32,49 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Stage(enum.IntEnum):
+    """How far a cold start is, in the order of the stages; one that takes no time is not seen."""
+
+    REQUESTED = 0
+    """A replica is asked for and does not exist yet."""
+    SCHEDULING = 1
+    """It waits for a node with room."""
+    PULLING = 2
+    """Its image is being pulled."""
+    CREATING = 3
+    """Its container is being created."""
+    STARTING = 4
+    """The engine's process runs, and its port takes no connection."""
+    LOADING = 5
+    """The port takes connections, and the engine says that it is not healthy yet."""
+    LISTING = 6
+    """The engine is healthy, and its model is not listed yet."""
+    ANSWERING = 7
+    """The replica is ready, and no byte of a first answer has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replica's start is; `detail` says more in words, such as the scheduler's, without a full stop."""
+
+    stage: Stage
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica that exists and is not terminating.
+
+    `endpoint` is its own address, None while it has none. `ready` is the backend's own word for it (a pod's Ready
+    condition); `progress` how far its start is, as far as the backend can tell.
+    """
+
+    name: str
+    endpoint: Endpoint | None
+    ready: bool
+    progress: Progress
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What a backend sees of a target at one moment.
@@ -39,7 +82,8 @@ class Observation:
     `replicas` is the number asked for (a Deployment's spec.replicas); `live` how many exist and are not
     terminating; `endpoints` where requests can go now, empty while nothing is ready. `failure` says why the
     target will not become ready by waiting, and is None while it may. `serving` names the ready replicas, which
-    may be several behind one endpoint.
+    may be several behind one endpoint. `members` are the replicas one by one, where the backend knows them;
+    `progress` is how far the start is of the one that is farthest, None when nothing starts.
     """
 
     replicas: int
@@ -47,6 +91,8 @@ class Observation:
     endpoints: tuple[Endpoint, ...] = ()
     failure: str | None = None
     serving: frozenset[str] = frozenset()
+    members: tuple[Replica, ...] = ()
+    progress: Progress | None = None
 
     def departed_from(self, before: Observation) -> tuple[Endpoint, ...]:
         """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it."""
