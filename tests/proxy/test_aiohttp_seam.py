@@ -13,16 +13,14 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from tests.proxy.wire import LOCALHOST, Peer
-from vllm_chill.proxy import aiohttp_seam
 from vllm_chill.proxy.aiohttp_seam import (
+    INTERNALS,
     ClientConnection,
     ClientServer,
     Relayed,
     cut_off,
     drain,
     message_of,
-    missing_internals,
-    when_writable,
 )
 
 ALIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -109,45 +107,41 @@ async def test_a_handler_is_cancelled_when_its_client_leaves() -> None:
     assert await cancelled
 
 
+async def slow_client() -> ClientConnection:
+    """A connection whose client takes nothing just now."""
+    connection = ClientServer(hello).slow_connection()
+    connection.transport = asyncio.Transport()
+    connection.pause_writing()
+    assert connection.writing_paused
+    return connection
+
+
 @pytest.mark.parametrize("drained_first", [False, True])
 async def test_whoever_waits_for_a_slow_client_is_called_when_it_reads(drained_first: bool) -> None:
-    protocol = BaseProtocol(asyncio.get_running_loop())
-    protocol.transport = asyncio.Transport()  # connected
-    protocol.pause_writing()
-    assert protocol.writing_paused
+    connection = await slow_client()
     calls: list[None] = []
-    assert_handler(protocol)
     if drained_first:
-        waiting = asyncio.ensure_future(drain(protocol))  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(drain(connection))
         await asyncio.sleep(0)
-        when_writable(protocol, lambda: calls.append(None))  # type: ignore[arg-type]
+        connection.when_writable(lambda: calls.append(None))
     else:
-        when_writable(protocol, lambda: calls.append(None))  # type: ignore[arg-type]
-        waiting = asyncio.ensure_future(drain(protocol))  # type: ignore[arg-type]
+        connection.when_writable(lambda: calls.append(None))
+        waiting = asyncio.ensure_future(drain(connection))
         await asyncio.sleep(0)
     assert not calls
-    protocol.resume_writing()
+    connection.resume_writing()
     await waiting
     assert calls == [None]
-    assert not protocol.writing_paused
+    assert not connection.writing_paused
 
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError("gone")])
 async def test_whoever_waits_for_a_client_that_leaves_is_called(error: Exception | None) -> None:
-    protocol = BaseProtocol(asyncio.get_running_loop())
-    protocol.transport = asyncio.Transport()
-    protocol.pause_writing()
+    connection = await slow_client()
     called = asyncio.Event()
-    when_writable(protocol, called.set)  # type: ignore[arg-type]
-    protocol.connection_lost(error)
+    connection.when_writable(called.set)
+    BaseProtocol.connection_lost(connection, error)
     await asyncio.wait_for(called.wait(), 1)
-
-
-def assert_handler(protocol: BaseProtocol) -> None:
-    """The server's protocol pauses and drains as its base class does, which the tests above use alone."""
-    for name in ("pause_writing", "resume_writing", "_drain_helper", "writing_paused"):
-        assert getattr(RequestHandler, name) is getattr(BaseProtocol, name)
-        assert hasattr(protocol, name)
 
 
 @asynccontextmanager
@@ -170,85 +164,22 @@ async def connected(handler: object) -> AsyncIterator[tuple[ClientConnection, Pe
             await server.shutdown(0.1)
 
 
-def idle(connection: ClientConnection) -> bool:
-    return connection.parser_is_idle
-
-
 async def hello(request: web.BaseRequest) -> web.StreamResponse:
     await request.read()
     return web.Response(text="hello")
 
 
-def test_nothing_that_is_touched_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert missing_internals() == []
-    monkeypatch.setattr(aiohttp_seam, "INTERNALS", ("_waiter", "_no_longer_there"))
-    assert missing_internals() == ["_no_longer_there"]
+def test_nothing_that_is_touched_is_missing() -> None:
+    assert [name for name in INTERNALS if not hasattr(RequestHandler, name)] == []
 
 
-async def test_the_server_is_idle_before_a_request_and_after_it_and_not_in_between() -> None:
-    gate = asyncio.Event()
-
-    async def waits(request: web.BaseRequest) -> web.StreamResponse:
-        await gate.wait()
-        return web.Response(text="hello")
-
-    async with connected(waits) as (connection, client):
-        assert idle(connection)
-        assert not connection.is_busy
-        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.sleep(0.02)
-        assert not idle(connection)
-        gate.set()
-        await client.response()
-        await asyncio.sleep(0.02)
-        assert idle(connection)
-        connection.close()
-        assert connection.is_closing
-        assert not idle(connection)
-
-
-async def test_the_end_of_a_request_is_told_before_the_server_is_idle() -> None:
-    ended: list[bool] = []
-
-    class Told(ClientConnection):
-        __slots__ = ()
-
-        def request_ended(self) -> None:
-            ended.append(self.parser_is_idle)
-
-    class Server(ClientServer):
-        connection = Told
-
-    async with asyncio.timeout(5):
-        listening = await asyncio.get_running_loop().create_server(Server(hello, access_log=None), LOCALHOST, 0)
-        client = Peer(*await asyncio.open_connection(*listening.sockets[0].getsockname()))
-        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        await client.response()
-        await asyncio.sleep(0.01)
-        assert ended == [False]
-        client.reset()
-        listening.close()
-
-
-async def test_a_busy_connection_is_spared_by_the_timer_and_waited_for_by_the_shutdown() -> None:
+async def test_a_connection_tells_that_it_takes_no_more_requests() -> None:
     async with connected(hello) as (connection, client):
-        connection.begin_exchange()
-        connection._next_keepalive_close_time = 0
-        connection._process_keepalive()
-        assert not connection.is_closing
+        states = [connection.is_closing]
         connection.close()
-        shutdown = asyncio.create_task(connection.shutdown(5))
-        await asyncio.sleep(0.02)
-        assert not shutdown.done()
-        connection.end_exchange(asyncio.get_running_loop().time())
-        await shutdown
-        assert await client.closed()
-
-
-async def test_an_idle_connection_ends_by_the_timer() -> None:
-    async with connected(hello) as (connection, client):
-        connection._next_keepalive_close_time = 0
-        connection._process_keepalive()
+        states.append(connection.is_closing)
+        assert states == [False, True]
+        connection.force_close()
         assert await client.closed()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from aiohttp import web
@@ -31,9 +32,9 @@ from tests.proxy.wire import (
 )
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.core.target import Limits, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, TargetRef
 from vllm_chill.proxy import fast_lane
-from vllm_chill.proxy.fast_lane import FastConnection
+from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -48,6 +49,7 @@ class Lane:
 
     upstream: Upstream
     controller: ScaleController
+    backend: MemoryBackend
     metrics: Metrics
     pool: UpstreamPool
     server: ProxyServer
@@ -83,13 +85,15 @@ class Lane:
 
 
 @asynccontextmanager
-async def lane_to(script: Script, *, response: float | None = 10.0, replay_bytes: int = 1 << 20) -> AsyncIterator[Lane]:
+async def lane_to(
+    script: Script, *, response: float | None = 10.0, replay_bytes: int = 1 << 20, replicas: int = 1, start: float = 0.0
+) -> AsyncIterator[Lane]:
     async with asyncio.timeout(20), AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(upstream_of(script))
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
         metrics = Metrics(CollectorRegistry(), "test")
-        backend = MemoryBackend(upstream.endpoint, replicas=1)
+        backend = MemoryBackend(upstream.endpoint, replicas=replicas, start_seconds=start)
         controller = ScaleController(TargetRef("t", "t"), Limits(300, 300), backend, TargetRecorder(metrics))
         running = asyncio.create_task(controller.run())
         stack.callback(running.cancel)
@@ -105,7 +109,7 @@ async def lane_to(script: Script, *, response: float | None = 10.0, replay_bytes
         [(_, port)] = await server.listen(LOCALHOST, 0)
         while not controller.synced:  # noqa: ASYNC110 - the first observation comes within a few turns of the loop
             await asyncio.sleep(0)
-        yield Lane(upstream, controller, metrics, pool, server, port, stack, slow)
+        yield Lane(upstream, controller, backend, metrics, pool, server, port, stack, slow)
         assert not controller.target.in_flight
         assert not server._active
 
@@ -127,13 +131,13 @@ def post(path: str, body: bytes) -> bytes:
     return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
 
 
-async def test_a_plain_request_takes_it_once_a_connection_is_there() -> None:
+async def test_plain_requests_take_it_and_share_a_kept_connection() -> None:
     async with lane_to(echo) as lane:
         client = await lane.client()
         for number in range(5):
             await client.send(post(f"/{number}", b"hello"))
             assert (await client.response())[1] == b"POST /%d HTTP/1.1hello" % number
-        assert lane.slow == ["/0"]
+        assert not lane.slow
         assert lane.upstream.connections == 1
         assert lane.count(200) == 5
 
@@ -145,9 +149,10 @@ async def test_a_request_may_come_in_any_two_pieces() -> None:
         client = await lane.warm()
         for at in range(head, len(request)):
             await client.send(request[:at])
-            await lane.until(lambda: lane.in_flight)
+            await lane.until(lambda: lane.server._active)
             await client.send(request[at:])
             assert (await client.response())[1] == b"POST /x HTTP/1.1hello"
+            await lane.until(lambda: not lane.server._active)
         assert not lane.slow
         for at in range(1, head, 7):
             other = await lane.warm()
@@ -169,16 +174,15 @@ async def test_what_is_not_plain_takes_the_long_way_for_good() -> None:
 
 
 @pytest.mark.parametrize("size", [fast_lane.BODY_BYTES, fast_lane.BODY_BYTES + 1, 3 << 20])
-async def test_a_body_of_any_size_arrives_and_the_lane_goes_on_behind_it(size: int) -> None:
+async def test_a_body_of_any_size_arrives_and_a_large_one_by_the_long_way(size: int) -> None:
     async with lane_to(echo) as lane:
         client = await lane.warm()
         sending = asyncio.create_task(client.send(post("/big", BIG[:size])))
         assert (await client.response())[1] == b"POST /big HTTP/1.1" + BIG[:size]
         await sending
-        assert lane.slow == ["/big"] * (size > fast_lane.BODY_BYTES)
         await client.send(post("/small", b"x"))
         assert (await client.response())[1] == b"POST /small HTTP/1.1x"
-        assert "/small" not in lane.slow
+        assert lane.slow == ["/big", "/small"] * (size > fast_lane.BODY_BYTES)
 
 
 async def test_a_body_larger_than_may_be_sent_again_is_streamed() -> None:
@@ -193,11 +197,11 @@ async def test_a_body_larger_than_may_be_sent_again_is_streamed() -> None:
 async def test_local_routes_are_not_relayed() -> None:
     async with lane_to(echo) as lane:
         client = await lane.warm()
-        await client.send(GET.replace(b"/ ", b"/health?x "))
-        assert b"HEALTH" in (await client.response())[1]
         await client.send(GET.replace(b"/ ", b"/healthy "))
         assert b"GET /healthy" in (await client.response())[1]
         assert not lane.slow
+        await client.send(GET.replace(b"/ ", b"/health?x "))
+        assert b"HEALTH" in (await client.response())[1]
 
 
 @pytest.mark.parametrize("first", [b"", GET.replace(b"Host", b"X: \xff\r\nHost")], ids=["fast", "not plain first"])
@@ -279,10 +283,10 @@ async def test_a_client_that_leaves_within_its_body_has_asked_nothing() -> None:
     async with lane_to(answering(HELLO)) as lane:
         client = await lane.warm()
         await client.send(POST[:-1])
-        await lane.until(lambda: lane.in_flight)
+        await lane.until(lambda: lane.server._active)
+        assert not lane.in_flight
         client.reset()
-        await lane.until(lambda: not lane.in_flight)
-        assert lane.count(499) == 1
+        await lane.until(lambda: lane.count(499) == 1)
         assert lane.upstream.connections == 1
 
 
@@ -315,6 +319,67 @@ async def test_a_slow_client_holds_the_upstream_back_and_keeps_its_lease_to_the_
         assert not lane.slow
 
 
+class TestAHold:
+    async def test_a_request_at_zero_wakes_the_target_and_waits_on_the_lane(self) -> None:
+        async with lane_to(echo, replicas=0, start=0.05) as lane:
+            clients = [await lane.client() for _ in range(20)]
+            for client in clients:
+                await client.send(post("/x", b"hello") + post("/y", b"behind"))
+            await lane.until(lambda: lane.controller.target.waiting == 20)
+            for client in clients:
+                assert (await client.response())[1] == b"POST /x HTTP/1.1hello"
+                assert (await client.response())[1] == b"POST /y HTTP/1.1behind"
+            assert lane.backend.writes == [1]
+            assert not lane.slow
+
+    @pytest.mark.parametrize("how", ["close", "reset"])
+    async def test_a_client_that_leaves_no_longer_waits(self, how: str) -> None:
+        async with lane_to(echo, replicas=0, start=30) as lane:
+            client = await lane.client()
+            await client.send(POST)
+            await lane.until(lambda: lane.controller.target.waiting)
+            client.close() if how == "close" else client.reset()
+            await lane.until(lambda: lane.count(499) == 1)
+            await lane.until(lambda: not lane.controller.target.waiting)
+
+    async def test_a_wake_that_fails_is_answered_and_the_connection_stays(self) -> None:
+        async with lane_to(echo, replicas=0) as lane:
+            lane.backend.fail_start = "no room"
+            client = await lane.client()
+            for _ in range(2):
+                await client.send(POST)
+                head, body = await client.response()
+                assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+                assert b"\r\nRetry-After: " in head
+                assert b"no room" in json.loads(body)["error"]["message"].encode()
+            assert lane.count(503) == 2
+            assert not lane.slow
+
+    async def test_a_refused_connection_is_tried_again(self) -> None:
+        async with lane_to(echo) as lane:
+            client = await lane.client()
+            lane.backend._tell(replace(lane.backend.seen, endpoints=(Endpoint(LOCALHOST, 1),)))
+            await client.send(POST)
+            await asyncio.sleep(0.05)
+            lane.backend.ready()
+            assert (await client.response())[1] == b"POST / HTTP/1.1{}"
+            assert not lane.slow
+
+    async def test_a_bug_is_answered_with_500(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with lane_to(echo, replicas=0) as lane:
+
+            async def broken(_: float) -> None:
+                raise LookupError("not for clients")
+
+            monkeypatch.setattr(lane.controller, "lease", broken)
+            client = await lane.client()
+            await client.send(POST)
+            head, body = await client.response()
+            assert head.startswith(b"HTTP/1.1 500 ")
+            assert b"not for clients" not in body
+            assert lane.count(500) == 1
+
+
 class TestFailuresBeforeTheFirstByte:
     async def test_a_stale_connection_is_replaced_without_a_word(self) -> None:
         async def once(peer: Peer) -> None:
@@ -326,7 +391,7 @@ class TestFailuresBeforeTheFirstByte:
             client = await lane.warm()
             await client.send(POST)
             assert (await client.response())[1] == b"hello"
-            assert lane.slow == ["/"]
+            assert not lane.slow
             assert lane.upstream.connections == 2
             assert lane.metrics.registry.get_sample_value("vllm_chill_replays_total") == 0
             assert lane.count(200) == 1
@@ -488,13 +553,13 @@ class TestTheEnd:
             assert await client.chunks() == b"a"
             assert await client.closed()
 
-    async def test_while_draining_a_request_takes_the_long_way(self) -> None:
+    async def test_while_draining_a_request_is_answered_and_its_connection_closed(self) -> None:
         async with lane_to(echo) as lane:
             client = await lane.warm()
             assert await lane.server.drain(0, 5)
             await client.send(POST)
             await client.response()
-            assert lane.slow == ["/"]
+            assert not lane.slow
             assert await client.closed()
 
     async def test_a_stream_finishes_within_the_grace_of_the_close(self) -> None:
@@ -530,21 +595,26 @@ class TestTheEnd:
             assert await client.closed()
 
 
-async def test_the_keep_alive_timer_spares_an_exchange_and_ends_an_idle_connection() -> None:
+async def test_an_idle_connection_is_closed_in_time_and_one_in_use_is_spared() -> None:
     gate = asyncio.Event()
     async with lane_to(TestTheEnd.scripted(gate)) as lane:
         client = await lane.warm()
-        [connection] = lane.server._runner.server.connections  # type: ignore[union-attr]
-        assert isinstance(connection, FastConnection)
-        connection._keepalive_timeout = 0.05
+        server = lane.server._runner.server
+        assert isinstance(server, FastServer)
         await client.send(POST)
         await client.head()
-        connection._next_keepalive_close_time = 0
-        connection._process_keepalive()
-        await asyncio.sleep(0.12)
+        idle = await lane.client()
+        await lane.until(lambda: len(server.fast) == 2)
+        server._idle_seconds = 0.0
+        server._close_idle()
+        assert await idle.closed()
         gate.set()
         assert await client.chunks() == b"a"
+        await lane.until(lambda: not lane.server._active)
+        server._close_idle()
         assert await client.closed()
+        assert not server.fast
+        assert server._sweep is None
 
 
 @pytest.mark.parametrize("body", [b"5\r\nhello\r\nZZ\r\n\r\n", b"5\r\nhelloworld"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
-from vllm_chill.proxy.fast_grammar import HEAD_BYTES, PlainRequest, first_look
+from vllm_chill.proxy.fast_grammar import HEAD_BYTES, KnownHeads, PlainRequest, first_look
 from vllm_chill.proxy.headers import request_head
 
 LIMIT = 64 * 1024
@@ -295,3 +296,38 @@ def test_another_head_is_not_taken_for_the_same(at: int, piece: bytes) -> None:
         assert plain is not None
         assert plain[1:] == again[1:]
         assert data[: plain.start].replace(b"Length: %d\r" % (plain.length or 0), b"Length: 2\r") == PLAIN[:-2]
+
+
+HEADS_OF_A_CLIENT = (PLAIN, PLAIN.replace(b"Content-Length: 2\r\n", b""), PLAIN.replace(b"Length: 2", b"length: 0"))
+
+
+@given(nearly_plain() | requests, st.integers(0, 10**10 - 1))
+@example(PLAIN.replace(b"Length: 2", b"Length: "), 2)
+@example(PLAIN.replace(b"Length: 2", b"Length: \x00"), 2)
+@example(PLAIN.replace(b"Length: 2", b"Length: 2\r\nContent-Length: 2"), 2)
+@example(PLAIN.replace(b"Length: 2", b"Length: \r\nContent-Length: 2"), 2)
+def test_a_head_that_another_connection_has_sent_is_read_as_if_for_the_first_time(data: bytes, length: int) -> None:
+    heads = KnownHeads()
+    before = [heads.look(head.replace(b"Length: 2", b"Length: %d" % length)) for head in HEADS_OF_A_CLIENT]
+    assert all(before)
+    for _ in range(2):
+        plain, found = first_look(data), heads.look(data)
+        assert (plain is None) == (found is None)
+        if plain is not None and found is not None:
+            assert plain[1:] == found[1:]
+            for endpoint, peer in ((HERE, "c"), (Endpoint("b", 1), "c"), (HERE, "d")):
+                head = plain.head.for_upstream(plain.length, endpoint, peer, "http")
+                assert head == found.head.for_upstream(found.length, endpoint, peer, "http")
+
+
+def test_connections_of_one_client_share_a_head_for_as_long_as_there_are_any() -> None:
+    heads = KnownHeads()
+    first = heads.look(PLAIN)
+    second = heads.look(PLAIN.replace(b"Length: 2\r", b"Length: 77\r"))
+    assert first is not None
+    assert second is not None
+    assert first.head is second.head
+    assert len(heads._heads) == 1
+    del first, second
+    gc.collect()
+    assert not len(heads._heads)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import AnswerableError, ChillError
+from vllm_chill.proxy.aiohttp_seam import ClientServer
 from vllm_chill.proxy.body import KEPT_BYTES, RequestBody
 from vllm_chill.proxy.relay import Relayed, RelayTimeouts, relay
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -248,7 +249,7 @@ async def wired(
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
         wire = Wire(upstream, pool, limit=limit, timeouts=timeouts, _stack=stack)
-        server = web.Server(wire.handle, handler_cancellation=True, auto_decompress=False, access_log=None)
+        server = ClientServer(wire.handle, handler_cancellation=True, auto_decompress=False, access_log=None)
         listening = await asyncio.get_running_loop().create_server(server, LOCALHOST, 0)
         stack.push_async_callback(server.shutdown, 0.1)
         stack.callback(listening.close)

@@ -2,8 +2,7 @@
 
 The server parses requests, keeps connections alive and runs the handler; the response's bytes go past it. So some
 things are needed that aiohttp does not promise: the parsed message with the target and the fields as they were
-received, a call back when a slow client has room again, a handler's result that aiohttp writes nothing for, and to
-know, of a client's connection, whether the server is between two requests.
+received, a call back when a slow client has room again, and a handler's result that aiohttp writes nothing for.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ else:
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-# What ClientConnection and the functions below touch of RequestHandler that is nobody's but aiohttp's.
+# What is touched below of RequestHandler that is nobody's but aiohttp's.
 INTERNALS = (
     "_buffer_paused",
     "_close",
@@ -40,23 +39,11 @@ INTERNALS = (
     "_drain_helper",
     "_drain_waiter",
     "_force_close",
-    "_handle_request",
-    "_handler_waiter",
-    "_keepalive_timeout",
     "_loop",
+    "_message_tail",
     "_messages",
-    "_next_keepalive_close_time",
-    "_process_keepalive",
-    "_reading_paused",
-    "_request_in_progress",
-    "_upgraded",
-    "_waiter",
+    "_resume_reading_for_buffer",
 )
-
-
-def missing_internals() -> list[str]:
-    """Which of them this aiohttp does not have: then the server is to be left as it is."""
-    return [name for name in INTERNALS if not hasattr(RequestHandler, name)]
 
 
 class ClientConnection(RequestHandler):
@@ -91,82 +78,42 @@ class ClientConnection(RequestHandler):
         payload.feed_eof()
 
     @property
-    def parser_is_idle(self) -> bool:
-        """Whether all that the parser was given is answered, and the server waits for the next request.
-
-        The parser may still have the start of one, if it was given that.
-        """
-        waiter = self._waiter
-        return (
-            waiter is not None
-            and not waiter.done()
-            and not self._messages
-            and not self._request_in_progress
-            and not self._reading_paused
-            and not self._buffer_paused
-            and not self._upgraded
-        )
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is being handled."""
-        return self._request_in_progress
-
-    def request_ended(self) -> None:
-        """A handler is done; the server will be idle in a few turns of the loop, or close the connection."""
-
-    async def _handle_request(
-        self,
-        request: BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-    ) -> tuple[StreamResponse, bool]:
-        try:
-            return await super()._handle_request(request, start_time, request_handler)
-        finally:
-            self.request_ended()
-
-    @property
     def is_closing(self) -> bool:
         """Whether no more requests are taken on it."""
         return self._close or self._force_close
 
-    def begin_exchange(self) -> None:
-        """Have the server take the connection for busy: neither its keep-alive timer nor its shutdown may close it."""
-        self._request_in_progress = True
+    def when_writable(self, call: Callable[[], None]) -> None:
+        """Call once the client takes bytes again, or is gone. To be used while `writing_paused`.
 
-    def end_exchange(self, now: float) -> None:
-        """The server may have it back; its keep-alive time begins."""
-        self._request_in_progress = False
-        self._next_keepalive_close_time = now + self._keepalive_timeout
-        waiter = self._handler_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        aiohttp's own `drain` waits on the same future, so both may wait at a time. A callback and not an await, as
+        the response is written from the upstream's `data_received`, where nothing can be awaited.
+        """
+        waiter = self._drain_waiter
+        if waiter is None:
+            waiter = self._drain_waiter = self._loop.create_future()
 
-    def resume_unless_held(self) -> None:
-        """Read on, unless the server itself has reason not to."""
-        if self.transport is not None and not self._reading_paused and not self._buffer_paused:
-            self.transport.resume_reading()
+        def resumed(future: asyncio.Future[None]) -> None:
+            if not future.cancelled():
+                future.exception()  # a client that left: seen, so that the loop does not log it
+            call()
 
-    def _process_keepalive(self) -> None:
-        if self._request_in_progress:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()
+        waiter.add_done_callback(resumed)
 
 
 class ClientServer(Server):
-    """aiohttp's server, on connections of a kind of ours."""
-
-    connection: Callable[..., RequestHandler] = ClientConnection
+    """aiohttp's server, on connections of our kind."""
 
     def __call__(self) -> RequestHandler:
-        return self.connection(self, loop=self._loop, **self._kwargs)
+        return self.slow_connection()
+
+    def slow_connection(self) -> ClientConnection:
+        """A connection on aiohttp's parser."""
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
 
 
 def end_with_response(request: BaseRequest) -> bool:
     """Whether the client's connection will be closed behind this request, whatever the response says."""
-    protocol = request.protocol
-    return isinstance(protocol, ClientConnection) and protocol.is_closing
+    return connection_of(request).is_closing
 
 
 class Relayed(_Response):
@@ -213,22 +160,11 @@ def peer_of(protocol: RequestHandler) -> tuple[str, str]:
     return peername[0] if isinstance(peername, tuple) else "", "https" if protocol.ssl_context else "http"
 
 
-def when_writable(protocol: RequestHandler, call: Callable[[], None]) -> None:
-    """Call once the client takes bytes again, or is gone. To be used while `protocol.writing_paused`.
-
-    aiohttp's own `drain` waits on the same future, so both may wait at a time. A callback and not an await, as
-    the response is written from the upstream's `data_received`, where nothing can be awaited.
-    """
-    waiter = protocol._drain_waiter
-    if waiter is None:
-        waiter = protocol._drain_waiter = protocol._loop.create_future()
-
-    def resumed(future: asyncio.Future[None]) -> None:
-        if not future.cancelled():
-            future.exception()  # a client that left: seen, so that the loop does not log it
-        call()
-
-    waiter.add_done_callback(resumed)
+def connection_of(request: BaseRequest) -> ClientConnection:
+    """The client's connection of a request that a ClientServer has parsed."""
+    protocol = request.protocol
+    assert isinstance(protocol, ClientConnection)
+    return protocol
 
 
 async def drain(protocol: RequestHandler) -> None:

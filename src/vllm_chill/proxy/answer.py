@@ -1,8 +1,12 @@
-"""The one place where an error becomes an answer."""
+"""The one place where an error becomes an answer, for aiohttp's server and as bytes for a connection without it."""
 
 from __future__ import annotations
 
+import json
+from http import HTTPStatus
+
 from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
 
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.errors import AnswerableError
@@ -14,3 +18,16 @@ def answer(error: AnswerableError) -> web.Response:
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     return response
+
+
+def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
+    """The same response as it goes over the wire; `keep_alive` says whether the connection stays open behind it."""
+    body = json.dumps(error_envelope(error)).encode()
+    fields = {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
+    if error.retry_after_seconds is not None:
+        fields["Retry-After"] = str(error.retry_after_seconds)
+    fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
+    if not keep_alive:
+        fields["Connection"] = "close"
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -7,19 +7,28 @@ write per read. Who has sent the request learns of the end from `finish`, and no
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
-
-from aiohttp.web_protocol import RequestHandler
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamInvalid, UpstreamReset, UpstreamSilent
-from vllm_chill.proxy.aiohttp_seam import cut_off, when_writable
+from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 
 class StaleConnection(UpstreamReset):
     """A kept connection was closed before a byte of the response: most likely before the request reached it."""
+
+
+class Downstream(Protocol):
+    """A client's connection, as a response needs it: whether it takes bytes now, and a call once it does again."""
+
+    @property
+    def writing_paused(self) -> bool: ...
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        """Call once the client takes bytes again, or is gone. To be used while `writing_paused`."""
 
 
 class Exchange:
@@ -32,10 +41,10 @@ class Exchange:
 
     __slots__ = (
         "_client",
+        "_downstream",
         "_endpoint",
         "_heard",
         "_pool",
-        "_protocol",
         "connection",
         "framing",
         "request_sent",
@@ -43,9 +52,9 @@ class Exchange:
     )
 
     def __init__(
-        self, protocol: RequestHandler, client: asyncio.Transport, framing: ResponseFraming, pool: UpstreamPool
+        self, downstream: Downstream, client: asyncio.Transport, framing: ResponseFraming, pool: UpstreamPool
     ) -> None:
-        self._protocol = protocol
+        self._downstream = downstream
         self._client = client
         self._pool = pool
         self._heard = False
@@ -84,7 +93,7 @@ class Exchange:
             self._complete()
         elif out:
             self.began()
-            if self._protocol.writing_paused:
+            if self._downstream.writing_paused:
                 self._wait_for_client()
 
     def ended(self, error: Exception | None) -> None:
@@ -125,7 +134,7 @@ class Exchange:
 
     def _wait_for_client(self) -> None:
         if self.connection is not None and self.connection.pause_reading():
-            when_writable(self._protocol, self._resume)
+            self._downstream.when_writable(self._resume)
 
     def _resume(self) -> None:
         if self.connection is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
@@ -36,6 +37,7 @@ _SPECIAL = re.compile(
 _WRITTEN_ANEW = FORWARDED | {b"host", b"content-length", b"connection"}
 _KNOWN = _WRITTEN_ANEW | {b"content-type", b"user-agent"}
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,9}")
+_LENGTH_FIELD = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,9})\r\n")
 
 _METHODS = {b"GET": "GET", b"POST": "POST", b"PUT": "PUT", b"PATCH": "PATCH", b"DELETE": "DELETE"}
 
@@ -48,7 +50,7 @@ class PlainHead:
     name in lower case, those that are written anew. `proxied` says whether its route leads to the target.
     """
 
-    __slots__ = ("_fields", "_special", "_written", "after", "before", "method", "proxied", "target")
+    __slots__ = ("__weakref__", "_fields", "_special", "_written", "after", "before", "method", "proxied", "target")
 
     def __init__(self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes]) -> None:
         self.method = method
@@ -58,12 +60,12 @@ class PlainHead:
         self.target = target
         self._fields = fields
         self._special = special
-        self._written: tuple[Endpoint, bytes] | None = None
+        self._written: tuple[Endpoint, str, str, bytes] | None = None
 
     def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
-        """The head for the upstream: what `headers.request_head` makes of the same request. One client asks for it."""
+        """The head for the upstream: what `headers.request_head` makes of the same request."""
         written = self._written
-        if written is None or (written[0] is not endpoint and written[0] != endpoint):
+        if written is None or written[0] != endpoint or written[1] != peer or written[2] != scheme:
             host = self._special[b"host"]
             lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b" % (
                 self.method.encode(),
@@ -72,10 +74,10 @@ class PlainHead:
                 self._fields,
                 forwarded(self._special, peer, scheme, host),
             )
-            written = self._written = endpoint, lines
+            written = self._written = endpoint, peer, scheme, lines
         if length is None:
-            return b"%b%b\r\n" % (written[1], length_field(self.method, None))
-        return b"%bContent-Length: %d\r\n\r\n" % (written[1], length)
+            return b"%b%b\r\n" % (written[3], length_field(self.method, None))
+        return b"%bContent-Length: %d\r\n\r\n" % (written[3], length)
 
     def again(self, data: bytes) -> PlainRequest | None:
         """The request that these bytes start with, if its head is this one but for the length's digits."""
@@ -134,3 +136,25 @@ def first_look(data: bytes) -> PlainRequest | None:
         return PlainRequest(head, start, None)
     head.before, head.after = data[:length_at], data[length_at + len(length) : start]
     return PlainRequest(head, start, int(length))
+
+
+class KnownHeads:
+    """The heads of the connections there are: a client opens many, and says the same on each of them."""
+
+    __slots__ = ("_heads",)
+
+    def __init__(self) -> None:
+        self._heads: WeakValueDictionary[bytes, PlainHead] = WeakValueDictionary()
+
+    def look(self, data: bytes) -> PlainRequest | None:
+        """What `first_look` finds, with the head that is known already if there is one."""
+        start = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
+        field = _LENGTH_FIELD.search(data, 0, start)
+        key = data[: field.start(1)] + data[field.end(1) : start] if field is not None else data[:start]
+        head = self._heads.get(key) if start > 3 else None
+        if head is not None and (head.after is None) == (field is None):
+            return PlainRequest(head, start, int(field[1]) if field is not None else None)
+        request = first_look(data)
+        if request is not None:
+            self._heads[request.head.before + (request.head.after or b"")] = request.head
+        return request

@@ -1,37 +1,34 @@
-"""The fast lane: a plain request to a target that is ready goes from its bytes straight to the relay.
+"""The fast lane: a plain request goes from its bytes straight to the relay, without aiohttp's parser, request or task.
 
-It skips aiohttp's parser, its request and its task, and nothing else: lease, metrics, time limits, back-pressure and
-the order of things are those of the handler. The rule: the lane takes a request only while it can carry it through
-at once. Whatever the first look does not accept goes to aiohttp's parser, and the connection with it, for good. What
-it accepts but cannot serve now (nothing is ready, no connection is idle, the body is large) goes there too, byte for
-byte, and the lane has the connection back once that is answered. So does what fails before its first response byte,
-with what is known of it (`Tried`): the handler holds, replays and answers for both lanes.
+The rule: a connection is on the lane from its first byte until the first look meets something that it does not
+accept, or that is not to be relayed. That goes to aiohttp's parser byte for byte, and the connection with it, for
+good; so the parser never sees a connection that the lane has served half a request of. A request waits for nothing
+while the target is ready and a connection to it is idle. All that can take time (a hold, a new connection, another
+attempt) is awaited in a task of its own, which ends once the request is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-from aiohttp.web import BaseRequest
-from aiohttp.web_protocol import RequestHandler
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from vllm_chill.control.controller import Lease
-from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import ChillError
-from vllm_chill.proxy.aiohttp_seam import ClientConnection, ClientServer, peer_of, when_writable
+from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.aiohttp_seam import ClientServer
+from vllm_chill.proxy.answer import answer_bytes
+from vllm_chill.proxy.attempts import Attempts
 from vllm_chill.proxy.exchange import Exchange, silent
-from vllm_chill.proxy.fast_grammar import PlainHead, PlainRequest, first_look
+from vllm_chill.proxy.fast_grammar import KnownHeads, PlainHead, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
-BODY_BYTES = 64 * 1024
+BODY_BYTES = 256 * 1024
 _BEHIND_BYTES = 64 * 1024
-_TURNS = 10  # of the loop, and more than the server takes from the end of a request to waiting for the next
 _CLIENT_LEFT = 499
+_SWEEPS = 8  # in the time that an idle connection is kept
 
 
 class Counter(Protocol):
@@ -43,159 +40,193 @@ class Counter(Protocol):
     def ended(self, method: str, status: int, begun: float) -> float:
         """Take that a request is over, which had begun then; the time."""
 
+    def bug(self, method: str) -> AnswerableError:
+        """Log the exception that is being handled, and how to answer it."""
+
 
 @dataclass(frozen=True, slots=True)
 class FastLane:
-    """What the connections share. `lease` gives a lease if the target is ready; `cut` is told of a response that
-    ended early; bodies of up to `body_bytes` are taken.
+    """What the connections share. `lease_now` gives a lease if the target is ready, `attempts` begins to try in all
+    other ways; `cut` is told of a response that ended early; bodies of up to `body_bytes` are taken.
+
+    `heads` has the heads that the connections know, so that those of one client's many connections are one.
     """
 
-    lease: Callable[[], Lease | None]
+    lease_now: Callable[[], Lease | None]
+    attempts: Callable[[], Attempts]
     cut: Callable[[], None]
     counter: Counter
     pool: UpstreamPool
     timeouts: RelayTimeouts
     body_bytes: int = BODY_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """What the fast lane leaves the handler with: a request that is counted since `begun`, and, if it has been sent
-    to `endpoint`, how that failed.
-    """
-
-    method: str
-    begun: float
-    endpoint: Endpoint
-    failure: ChillError | None
-
-
-def tried(request: BaseRequest, *, take: bool = False) -> Tried | None:
-    """What the fast lane has done about this request; with `take`, whoever asks answers for it from now on."""
-    protocol = request.protocol
-    if not isinstance(protocol, FastConnection):
-        return None
-    left = protocol.tried
-    if take:
-        protocol.tried = None
-    return left
+    heads: KnownHeads = field(default_factory=KnownHeads)
 
 
 class FastServer(ClientServer):
-    """A server whose connections have the fast lane."""
+    """A server whose connections begin on the fast lane."""
 
     def __init__(self, *args: Any, lane: FastLane, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lane = lane
-
-    def __call__(self) -> RequestHandler:
-        return FastConnection(self._lane, self, loop=self._loop, **self._kwargs)
-
-
-class FastConnection(ClientConnection):
-    """A client's connection. Invariant: while it is `_open`, the parser has been given nothing but whole plain
-    requests, apart from `_owed` bytes of the last one's body; so once it is idle it holds nothing.
-    """
-
-    __slots__ = ("_behind", "_deadline", "_exchange", "_head", "_open", "_owed", "_timer", "lane", "peer", "tried")
-
-    def __init__(self, lane: FastLane, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.lane = lane
-        self.tried: Tried | None = None
-        self._open = True
-        self._owed = 0
+        self.fast: set[FastConnection] = set()
+        self._idle_seconds: float = kwargs.get("keepalive_timeout", 75.0)
+        self._quiet: asyncio.Future[None] | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
+        return FastConnection(self)
+
+    def joined(self, connection: FastConnection) -> None:
+        """Take that a connection is on the lane."""
+        self.fast.add(connection)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._idle_seconds / _SWEEPS, self._close_idle)
+
+    def left(self, connection: FastConnection) -> None:
+        """Take that it no longer is."""
+        self.fast.discard(connection)
+        if not self.fast and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    def pre_shutdown(self) -> None:
+        """Close what is idle, and the rest as soon as it is."""
+        super().pre_shutdown()
+        for connection in list(self.fast):
+            connection.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close every connection, those that are busy after the timeout."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        await asyncio.gather(super().shutdown(timeout), self._end_lane(timeout))
+
+    async def _end_lane(self, seconds: float | None) -> None:
+        if self.fast:
+            self._quiet = self._loop.create_future()
+            await asyncio.wait([self._quiet], timeout=seconds)
+        for connection in list(self.fast):
+            connection.abort()
+
+    def _close_idle(self) -> None:
+        oldest = self._loop.time() - self._idle_seconds
+        for connection in list(self.fast):
+            if not connection.is_busy and connection.idle_since <= oldest:
+                connection.close()
+        pause = self._idle_seconds / _SWEEPS
+        self._sweep = self._loop.call_later(pause, self._close_idle) if self.fast else None
+
+
+class FastConnection(asyncio.Protocol):
+    """A client's connection. `idle_since` is when its last request ended, or when it was made."""
+
+    __slots__ = (
+        "_behind",
+        "_closing",
+        "_deadline",
+        "_exchange",
+        "_head",
+        "_paused",
+        "_resumed",
+        "_server",
+        "_timer",
+        "idle_since",
+        "lane",
+        "peer",
+        "transport",
+        "writing_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: FastServer) -> None:
+        self._server = server
+        self.lane = server.lane
+        self.writing_paused = False
+        self.peer = ("", "http")
+        self.idle_since = 0.0
         self._head: PlainHead | None = None  # the last one
         self._exchange: FastExchange | None = None
-        self._behind = bytearray()  # what came behind the request that is being served
-        self.peer = ("", "http")
+        self._behind = b""  # what came behind the request that is being served
+        self._paused = False
+        self._closing = False
+        self._resumed: Callable[[], None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being served."""
+        return self._exchange is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.peer = peer_of(self)
+        self.transport = cast("asyncio.Transport", transport)
+        peername = transport.get_extra_info("peername")
+        scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self.peer = peername[0] if isinstance(peername, tuple) else "", scheme
+        self.idle_since = self._server._loop.time()
+        self._server.joined(self)
 
     def data_received(self, data: bytes) -> None:
         if self._exchange is not None:
-            if data:
-                self._exchange.more(data)
-        elif not self._open or not data or self.is_closing:
-            super().data_received(data)
-        elif self._owed:
-            owed = data[: self._owed]
-            self._owed -= len(owed)
-            super().data_received(owed)
-            if len(data) > len(owed):
-                self.data_received(data[len(owed) :])
-        elif self._behind or not self.parser_is_idle:
-            self.hold_back(data)
-            if not self.is_busy:
-                self._loop.call_soon(self._go_on_once_idle, _TURNS)
-        else:
+            self._exchange.more(data)
+        elif not self._closing:
             self._look(data)
 
     def _look(self, data: bytes) -> None:
-        head = self._head
-        request = (head.again(data) if head is not None else None) or first_look(data)
-        if request is None:
-            self._close_lane(data)
+        head, lane = self._head, self.lane
+        request = (head.again(data) if head is not None else None) or lane.heads.look(data)
+        if request is None or not request.head.proxied or (request.length or 0) > lane.body_bytes:
+            self._leave_lane(data)
             return
         self._head = request.head
         end = request.start + (request.length or 0)
-        if self._begin(request, data, end):
-            return
-        self._owed = max(0, end - len(data))
-        super().data_received(data[:end])
-        if len(data) > end:
-            self.data_received(data[end:])
-
-    def _close_lane(self, data: bytes) -> None:
-        self._open, self._head = False, None
-        super().data_received(data)
-
-    def _begin(self, request: PlainRequest, data: bytes, end: int) -> bool:
-        """Serve it here, if that can be done at once."""
-        lane, client = self.lane, self.transport
-        lease = lane.lease() if end - request.start <= lane.body_bytes and request.head.proxied else None
-        if lease is None or client is None:
-            return False
-        begun = self._loop.time()
-        whole = len(data) >= end
-        connection = lane.pool.take(lease.endpoint) if whole else None
-        if whole and connection is None:
-            lease.release()
-            return False
+        begun = self._server._loop.time()
         lane.counter.begun()
-        self.begin_exchange()
-        exchange = self._exchange = FastExchange(self, client, lease, request, begun)
-        if connection is None:
+        exchange = self._exchange = FastExchange(self, request, begun)
+        if len(data) < end:
             exchange.more(data)
-            return True
-        if len(data) > end:
+        elif len(data) == end:
+            exchange.begin(data, begun)
+        else:
             self.hold_back(data[end:])
-            data = data[:end]
-        exchange.send(connection, data, begun)
-        return True
+            exchange.begin(data[:end], begun)
+
+    def _leave_lane(self, data: bytes) -> None:
+        handler = self._server.slow_connection()
+        self._server.left(self)
+        self._end_timer()
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
+        if self.writing_paused:
+            handler.pause_writing()
+        self._read_on()
+        handler.data_received(data)
 
     def hold_back(self, data: bytes) -> None:
         """Keep what came behind the request that is being served, and read on a little: a client is seen to leave."""
         self._behind += data
-        if len(self._behind) > _BEHIND_BYTES and self.transport is not None:
+        if len(self._behind) > _BEHIND_BYTES and not self._paused:
+            self._paused = True
             self.transport.pause_reading()
+
+    def _read_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     def watch(self, deadline: float) -> None:
         """See to it that the response has begun by then. One timer serves all requests of a connection."""
         self._deadline = deadline
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._time_out)
+            self._timer = self._server._loop.call_at(deadline, self._time_out)
 
     def _time_out(self) -> None:
         self._timer = None
         exchange = self._exchange
         if exchange is None or not exchange.waits_for_response:
             return
-        if self._loop.time() < self._deadline:
+        if self._server._loop.time() < self._deadline:
             self.watch(self._deadline)
         else:
             exchange.time_out()
@@ -203,81 +234,74 @@ class FastConnection(ClientConnection):
     def over(self, now: float, *, keep_alive: bool) -> None:
         """The exchange is over, and its response on its way."""
         self._exchange = None
-        self.end_exchange(now)
-        if not keep_alive or self.is_closing:
-            self.force_close()
+        self.idle_since = now
+        if not keep_alive or self._closing:
+            self._closing = True
+            self.transport.close()
         elif self._behind:
-            self._go_on()
+            behind, self._behind = self._behind, b""
+            self._read_on()
+            self._look(behind)
 
-    def hand_over(self, request: bytes, tried: Tried) -> None:
-        """Nothing has reached the client, so the handler answers; unless the server has ended, which nobody does."""
-        self._exchange = None
-        self.end_exchange(self._loop.time())
-        self.tried = tried
-        if self.is_closing:
-            self.force_close()
-            return
-        super().data_received(request)
-        self._go_on()
+    def close(self) -> None:
+        """Close it, once it is idle."""
+        self._closing = True
+        if self._exchange is None:
+            self.transport.close()
 
-    def request_ended(self) -> None:
-        if self._behind:
-            self._loop.call_soon(self._go_on_once_idle, _TURNS)
-
-    def _go_on_once_idle(self, turns: int) -> None:
-        if not self._behind or self._exchange is not None or self.is_busy or self.is_closing:
-            return
-        if not self.parser_is_idle and turns:
-            self._loop.call_soon(self._go_on_once_idle, turns - 1)
-            return
-        self._open = self._open and self.parser_is_idle
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._behind:
-            behind, self._behind = bytes(self._behind), bytearray()
-            self.data_received(behind)
-            if len(self._behind) <= _BEHIND_BYTES:
-                self.resume_unless_held()
-
-    def force_close(self) -> None:
+    def abort(self) -> None:
+        """Drop it, with what is being served."""
         self._abandon()
-        super().force_close()
+        self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.left(self)
+        self._closing = True
         self._abandon()
-        left, self.tried = self.tried, None
-        if left is not None:
-            self.lane.counter.ended(left.method, _CLIENT_LEFT, left.begun)
+        self._end_timer()
+        self._behind = b""
+        self.resume_writing()
+
+    def _end_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._behind.clear()
-        super().connection_lost(exc)
 
     def _abandon(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon()
 
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed()
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        """Call once the client takes bytes again, or is gone; one call at a time. To be used while `writing_paused`."""
+        self._resumed = call
+
 
 class FastExchange(Exchange):
     """One request on the fast lane, from its head to its response's last byte. It ends once: `_over`.
 
-    Until the body is whole, `_gathered` has what has come of the request. The lease is held from the head on.
+    `_request` has what has come of the request. It holds a lease while it has a connection or is getting one.
     """
 
-    __slots__ = ("_begun", "_connection", "_gathered", "_lease", "_over", "_plain", "_request")
+    __slots__ = ("_attempts", "_begun", "_connection", "_lease", "_over", "_plain", "_request", "_task")
 
-    def __init__(
-        self, connection: FastConnection, client: asyncio.Transport, lease: Lease, request: PlainRequest, begun: float
-    ) -> None:
-        super().__init__(connection, client, ResponseFraming(), connection.lane.pool)
+    def __init__(self, connection: FastConnection, request: PlainRequest, begun: float) -> None:
+        super().__init__(connection, connection.transport, ResponseFraming(), connection.lane.pool)
         self._connection = connection
-        self._lease = lease
         self._plain = request
         self._begun = begun
-        self._gathered: bytearray | None = None
-        self._request = b""
+        self._request: bytes | bytearray = b""
+        self._lease: Lease | None = None
+        self._attempts: Attempts | None = None
+        self._task: asyncio.Task[None] | None = None
         self._over = False
 
     @property
@@ -287,54 +311,99 @@ class FastExchange(Exchange):
 
     def more(self, data: bytes) -> None:
         """What comes from the client: the rest of the body, or what is behind it."""
-        if self.request_sent:
+        end = self._plain.start + (self._plain.length or 0)
+        missing = end - len(self._request)
+        if missing <= 0:
             self._connection.hold_back(data)
             return
-        if self._gathered is None:
-            self._gathered = bytearray()
-        self._gathered += data
-        end = self._plain.start + (self._plain.length or 0)
-        if len(self._gathered) < end:
-            return
-        if len(self._gathered) > end:
-            self._connection.hold_back(bytes(self._gathered[end:]))
-        request, self._gathered = bytes(self._gathered[:end]), None
-        connection = self._pool.take(self._lease.endpoint)
-        if connection is None:
-            self._request = request
-            self._leave(None)
-        else:
-            self.send(connection, request, connection.loop.time())
+        if not isinstance(self._request, bytearray):
+            self._request = bytearray()
+        self._request += data[:missing]
+        if len(data) > missing:
+            self._connection.hold_back(data[missing:])
+        if len(data) >= missing:
+            self.begin(bytes(self._request), self._connection._server._loop.time())
 
-    def send(self, connection: UpstreamConnection, request: bytes, now: float) -> None:
-        """Send the request, which is whole."""
-        head, start, length = self._plain
-        endpoint = self._lease.endpoint
+    def begin(self, request: bytes, now: float) -> None:
+        """Send the request, which is whole: at once if that can be done, and else as soon as it can."""
         self._request = request
-        self.take(connection, endpoint)
+        lane = self._connection.lane
+        lease = self._lease = lane.lease_now()
+        connection = lane.pool.take(lease.endpoint) if lease is not None else None
+        if connection is not None:
+            self._send(connection, now)
+        else:
+            self._attend(None)
+
+    def _send(self, connection: UpstreamConnection, now: float) -> None:
+        head, start, length = self._plain
+        lease = self._lease
+        assert lease is not None
+        self.take(connection, lease.endpoint)
         peer, scheme = self._connection.peer
-        connection.transport.write(head.for_upstream(length, endpoint, peer, scheme) + request[start:])
+        connection.transport.write(head.for_upstream(length, lease.endpoint, peer, scheme) + self._request[start:])
         self.request_sent = True
         seconds = self._connection.lane.timeouts.response_seconds
         if seconds is not None:
             self._connection.watch(now + seconds)
 
+    def _attend(self, failure: ChillError | None) -> None:
+        self._task = self._connection._server._loop.create_task(self._attempt(failure))
+
+    async def _attempt(self, failure: ChillError | None) -> None:
+        """Get a lease and a connection, however long that takes, and send the request."""
+        try:
+            connection = await self._connected(failure)
+            # It may be closing since it was connected, when it had no exchange to tell.
+            while connection.transport.is_closing():
+                connection = await self._connected(UpstreamReset(f"{self._endpoint} closed the connection; try again"))
+        except AnswerableError as error:
+            self._answer(error)
+        except Exception:
+            self._answer(self._connection.lane.counter.bug(self._plain.head.method))
+        else:
+            self._task = None
+            self._send(connection, connection.loop.time())
+
+    async def _connected(self, failure: ChillError | None) -> UpstreamConnection:
+        lane = self._connection.lane
+        attempts = self._attempts = self._attempts or lane.attempts()
+        while True:
+            if failure is not None:
+                assert self._endpoint is not None
+                self._release()
+                await attempts.after(failure, self._endpoint, replayable=True)
+            lease = self._lease = self._lease or await attempts.lease()
+            self._endpoint = lease.endpoint
+            connection = None if attempts.fresh else self._pool.take(lease.endpoint)
+            try:
+                return connection or await self._pool.connect(lease.endpoint, lane.timeouts.connect_seconds)
+            except UpstreamRefused as refused:
+                failure = refused
+
     def time_out(self) -> None:
         """The response has not begun in time."""
         seconds = self._connection.lane.timeouts.response_seconds
         assert seconds is not None
-        self.fail(silent(self._lease.endpoint, seconds))
+        self.fail(silent(self._endpoint, seconds))
 
     def finish(self, failure: ChillError | None) -> None:
+        if self._over:
+            return
         if failure is None:
             if self._connection.writing_paused:
-                when_writable(self._connection, self._end)
+                self._connection.when_writable(self._end)
             else:
                 self._end()
         elif self.sent:
             self._cut()
         else:
-            self._leave(failure)
+            self._again(failure)
+
+    def _again(self, failure: ChillError) -> None:
+        self._heard = self.request_sent = False
+        self.framing = ResponseFraming()
+        self._attend(failure)
 
     def abandon(self) -> None:
         """The client is gone, or its connection is being closed: neither side may take what there is for the whole."""
@@ -343,7 +412,6 @@ class FastExchange(Exchange):
             self._count(_CLIENT_LEFT)
             if self.sent:
                 self.cut_client()
-            self._connection.end_exchange(self._begun)
 
     def _end(self) -> None:
         if not self._over:
@@ -352,21 +420,26 @@ class FastExchange(Exchange):
             self._connection.over(now, keep_alive=keep_alive)
 
     def _cut(self) -> None:
-        if not self._over:
-            self._connection.lane.cut()
-            now = self._count(self.framing.status)
-            self.cut_client()
-            self._connection.over(now, keep_alive=False)
+        self._connection.lane.cut()
+        now = self._count(self.framing.status)
+        self.cut_client()
+        self._connection.over(now, keep_alive=False)
+
+    def _answer(self, error: AnswerableError) -> None:
+        self._task = None
+        keep_alive = not self._connection.lane.counter.draining
+        self._client.write(answer_bytes(error, keep_alive=keep_alive))
+        self._connection.over(self._count(error.status), keep_alive=keep_alive)
 
     def _count(self, status: int) -> float:
         """The lease ends, and the request is counted; the time at which."""
         self._over = True
-        self._lease.release()
+        if self._task is not None:
+            self._task.cancel()
+        self._release()
         return self._connection.lane.counter.ended(self._plain.head.method, status, self._begun)
 
-    def _leave(self, failure: ChillError | None) -> None:
-        if not self._over:
-            self._over = True
-            self._lease.release()
-            left = Tried(self._plain.head.method, self._begun, self._lease.endpoint, failure)
-            self._connection.hand_over(self._request, left)
+    def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()

@@ -15,7 +15,7 @@ from aiohttp.web import BaseRequest
 
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BadRequest, ChillError, ResponseCut
-from vllm_chill.proxy.aiohttp_seam import Relayed, drain, message_of, peer_of
+from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, drain, message_of, peer_of
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.exchange import Exchange, StaleConnection, named, silent
 from vllm_chill.proxy.framing import ResponseFraming
@@ -45,8 +45,6 @@ async def relay(
     endpoint: Endpoint,
     pool: UpstreamPool,
     timeouts: RelayTimeouts,
-    *,
-    fresh: bool = False,
 ) -> Relayed:
     """Send the request to the endpoint and its response to the client; return once the last byte is on its way.
 
@@ -59,15 +57,14 @@ async def relay(
     relay (the client left) aborts the upstream connection at once.
 
     A kept connection that the upstream closes without a byte was most likely closed before the request reached it;
-    the request then goes out once more on a new one, whatever its method: to infer twice harms nobody. With `fresh`
-    it goes out on a new one at once.
+    the request then goes out once more on a new one, whatever its method: to infer twice harms nobody.
     """
     whole = body.whole
     if whole is None:
         whole = await body.load()
     peer, scheme = peer_of(request.protocol)
     head = request_head(message_of(request), endpoint, body.framing, peer=peer, scheme=scheme)
-    connection = None if fresh else pool.take(endpoint)
+    connection = pool.take(endpoint)
     if connection is not None:
         try:
             return await _Relay(request, connection, pool, endpoint).run(head, whole, body, timeouts)
@@ -81,7 +78,7 @@ async def relay(
 class _Relay(Exchange):
     """An exchange that a task drives and waits for: until `_over` is resolved; `_failure` is what went wrong."""
 
-    __slots__ = ("_failure", "_over", "_timer")
+    __slots__ = ("_failure", "_handler", "_over", "_timer")
 
     def __init__(
         self, request: BaseRequest, connection: UpstreamConnection, pool: UpstreamPool, endpoint: Endpoint
@@ -95,7 +92,8 @@ class _Relay(Exchange):
             http10=message.version < HttpVersion11,
             keep_alive=not message.should_close,
         )
-        super().__init__(request.protocol, client, framing, pool)
+        self._handler = connection_of(request)
+        super().__init__(self._handler, client, framing, pool)
         self._over: asyncio.Future[None] = connection.loop.create_future()
         self._failure: ChillError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -119,8 +117,8 @@ class _Relay(Exchange):
                     connection.transport.write(whole)
                 self._wait_for_response(connection, timeouts)
                 await self._over
-            if self._failure is None and self._protocol.writing_paused:
-                await drain(self._protocol)
+            if self._failure is None and self._handler.writing_paused:
+                await drain(self._handler)
             return self._result()
         except BaseException:
             self._abandon()

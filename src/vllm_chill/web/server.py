@@ -14,9 +14,9 @@ from aiohttp import web
 
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, BadRequest, InternalError
-from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response, missing_internals
+from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
 from vllm_chill.proxy.answer import answer
-from vllm_chill.proxy.fast_lane import Counter, FastLane, FastServer, tried
+from vllm_chill.proxy.fast_lane import Counter, FastLane, FastServer
 from vllm_chill.proxy.relay import Relayed
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -59,9 +59,6 @@ class ProxyServer:
             "max_field_size": _HEAD_BYTES,
             "keepalive_timeout": _KEEPALIVE_SECONDS,
         }
-        if missing := missing_internals():
-            self._log.warning("the fast lane is off: this aiohttp is not the one it was made for", missing=missing)
-            return web.Server(self._handle, **options)
         if lane is None:
             return ClientServer(self._handle, **options)
         return FastServer(self._handle, lane=lane(self), **options)
@@ -97,12 +94,8 @@ class ProxyServer:
         await self._runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        before = tried(request)
-        if before is None:
-            begun = self._clock()
-            self._active += 1
-        else:  # the fast lane has counted it
-            begun = before.begun
+        begun = self._clock()
+        self._active += 1
         route, status = Route.PROXIED, _CLIENT_LEFT
         try:
             try:
@@ -113,7 +106,7 @@ class ProxyServer:
             except (ConnectionError, asyncio.CancelledError):
                 raise
             except Exception:
-                response = self._bug(request, route)
+                response = answer(self.bug(request.method, route))
             status = response.status
             self._finish(request, response)
             return response
@@ -136,9 +129,10 @@ class ProxyServer:
             self._quiet.set()
         return now
 
-    def _bug(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
-        self._log.exception("a bug in vllm-chill", method=request.method, route=route.value)
-        return answer(InternalError("vllm-chill has a bug here, and its log says more. Please report it."))
+    def bug(self, method: str, route: Route = Route.PROXIED) -> AnswerableError:
+        """Log the exception that is being handled, and how to answer it."""
+        self._log.exception("a bug in vllm-chill", method=method, route=route.value)
+        return InternalError("vllm-chill has a bug here, and its log says more. Please report it.")
 
     def _finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         if isinstance(response, Relayed):

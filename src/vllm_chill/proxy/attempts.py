@@ -1,0 +1,79 @@
+"""The attempts of one request to reach its target, and what follows when one fails: the same for both lanes.
+
+The rule: while nothing has reached the client nothing is lost, so a request is held again and sent once more. A
+connection that is refused is no replay, as nothing has been sent: a Service may know of a ready pod later than this
+proxy does, so it is tried for as long as a connection may take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.core.target import Endpoint
+from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.exchange import StaleConnection
+from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.telemetry.metrics import Metrics
+
+_NEWS_SECONDS = 1.0
+"""How long the backend gets to tell of a death that a request has already met."""
+
+_REFUSED_FIRST_SECONDS = 0.005
+_REFUSED_MOST_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """How requests are proxied: how long one is held, and how large a body is kept for a replay."""
+
+    hold_seconds: float
+    replay_bytes: int
+    timeouts: RelayTimeouts
+
+
+class Attempts:
+    """One request's attempts. `fresh` says that the next one needs a new connection, as a kept one was stale."""
+
+    __slots__ = ("_began", "_controller", "_metrics", "_options", "_patience", "_pause", "_replayed", "fresh")
+
+    def __init__(self, controller: ScaleController, metrics: Metrics, options: ProxyOptions) -> None:
+        self._controller = controller
+        self._metrics = metrics
+        self._options = options
+        self._began = controller.now()
+        self._patience = options.timeouts.connect_seconds
+        self._pause = _REFUSED_FIRST_SECONDS
+        self._replayed = False
+        self.fresh = False
+
+    async def lease(self) -> Lease:
+        """A lease for the next attempt, held back until the target is ready. Raises as ScaleController.lease does."""
+        lease = self._controller.lease_now() or await self._controller.lease(self._options.hold_seconds)
+        self._began = self._controller.now()
+        return lease
+
+    async def after(self, failure: ChillError, lost: Endpoint, *, replayable: bool) -> None:
+        """Return when it is time for another attempt. Raises the failure if there is none to be had."""
+        if not replayable:
+            raise failure
+        if isinstance(failure, StaleConnection) and not self.fresh:
+            self.fresh = True
+        elif isinstance(failure, UpstreamReset) and not self._replayed:
+            self._replayed = True
+            self._metrics.replays.inc()
+            await self._news(lost, _NEWS_SECONDS)
+        elif isinstance(failure, UpstreamRefused):
+            self._patience -= self._controller.now() - self._began
+            if self._patience <= 0:
+                raise failure
+            begun = self._controller.now()
+            await self._news(lost, self._pause)
+            self._patience -= self._controller.now() - begun
+            self._pause = min(self._pause * 2, _REFUSED_MOST_SECONDS)
+        else:
+            raise failure
+
+    async def _news(self, lost: Endpoint, within_seconds: float) -> None:
+        if self._controller.endpoint == lost:
+            await self._controller.changed(within_seconds)
