@@ -38,6 +38,8 @@ from benchmarks.peers import PEERS, Ground, Peer
 Figures = dict[str, float]
 TICKS = os.sysconf("SC_CLK_TCK")
 GO = "Go ReverseProxy"
+STREAM_SECONDS = 5  # at the lowest rate an answer of 100 tokens, as many as the shortest answers have
+GIB = 1 << 30
 OPENAI_HEADERS = "Connection: keep-alive\r\n" + "".join(
     f"X-Stainless-{name}: {value}\r\n"
     for name, value in {
@@ -85,6 +87,11 @@ class Proxy:
         """Proportional set size in KB."""
         lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith("Pss:")))
+
+    def resident(self) -> float:
+        """Resident set size in KB."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
 
     def halt(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -170,11 +177,13 @@ class Field:
 
 
 @contextlib.contextmanager
-def standing(ground: Ground) -> Iterator[Field]:
-    """Every proxy that is installed, stopped until it is its turn."""
+def standing(ground: Ground, only: set[str]) -> Iterator[Field]:
+    """Every proxy that is installed (of `only`, if any), stopped until it is its turn."""
     here = Field(ground)
     try:
         for peer in PEERS:
+            if only and peer.name not in only:
+                continue
             proxy = start(peer, ground)
             if proxy is None:
                 print(f"{peer.name}: not installed, skipped")
@@ -202,7 +211,7 @@ def chunks(here: Field, rounds: int) -> dict[str, Figures]:
     for rate in (5_000, 20_000, 40_000):
         streams = 250
         gap = 1_000_000 * streams // rate
-        count = 2_000_000 // gap
+        count = STREAM_SECONDS * 1_000_000 // gap
         sse = body(f"mode=sse,n={count},size=250,gap={gap}", stream=True)
         arguments = ["-c", streams, "-n", 1, "-s", max(20, gap // streams), "-b", sse, "-sse", count]
         for name, figures in here.take_turns(rounds, arguments, "chunks").items():
@@ -210,6 +219,12 @@ def chunks(here: Field, rounds: int) -> dict[str, Figures]:
             found[name][f"p50_us_{rate // 1000}k"] = figures["lat50"]
             found[name]["failed"] = found[name].get("failed", 0.0) + figures["failed"]
     return found
+
+
+def connections(here: Field, rounds: int) -> dict[str, Figures]:
+    """A client's connection and one to the upstream, both new, for one request each that is kept waiting for 2 s."""
+    arguments = ["-c", 2000, "-n", 1, "-s", 500, "-b", body("mode=hold,gap=2000000")]
+    return here.take_turns(rounds, arguments, "reqs")
 
 
 def latency(here: Field, rounds: int) -> dict[str, Figures]:
@@ -273,6 +288,59 @@ def download(here: Field, rounds: int) -> dict[str, Figures]:
     return here.take_turns(rounds, arguments, "reqs")
 
 
+def transfer(here: Field, rounds: int) -> dict[str, Figures]:
+    """1 GiB down and up on one connection, and what a reader makes it keep that stops reading within 200 MB."""
+    found: dict[str, list[Figures]] = {proxy.peer.name: [] for proxy in here.proxies}
+    os.sched_setaffinity(0, (1,))
+    for _ in range(rounds):
+        for proxy in here.proxies:
+            proxy.go_on()
+            figures = {"failed": 0.0}
+            for name, move in (("down_mbps", _download), ("up_mbps", _upload)):
+                begun = time.monotonic()
+                figures["failed"] += move(proxy.port) != GIB
+                figures[name] = GIB / 1e6 / (time.monotonic() - begun)
+            before = proxy.resident()
+            with _asked(proxy.port, 200_000_000):
+                time.sleep(2)
+                figures["stalled_kb"] = proxy.resident() - before
+            found[proxy.peer.name].append(figures)
+            proxy.halt()
+    os.sched_setaffinity(0, (0, 1))
+    return {
+        name: {key: statistics.median(figures[key] for figures in each) for key in each[0]}
+        for name, each in found.items()
+    }
+
+
+def _asked(port: int, size: int) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
+    client.sendall(f"GET /x?@@mode=big,n={size}@@ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
+
+
+def _download(port: int) -> int:
+    with _asked(port, GIB) as client:
+        _, _, rest = client.recv(1 << 20).partition(b"\r\n\r\n")
+        got, room = len(rest), memoryview(bytearray(1 << 20))
+        while got < GIB and (size := client.recv_into(room)):
+            got += size
+        return got
+
+
+def _upload(port: int) -> int:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(f"POST /sink HTTP/1.1\r\nHost: x\r\nContent-Length: {GIB}\r\n\r\n".encode())
+        piece = bytes(1 << 20)
+        for _ in range(GIB // len(piece)):
+            client.sendall(piece)
+        said = b""
+        while not said.endswith(b"}"):
+            said += client.recv(65536)
+        taken: int = json.loads(said.partition(b"\r\n\r\n")[2])["len"]
+        return taken
+
+
 def starts(here: Field, rounds: int) -> dict[str, Figures]:
     found: dict[str, list[float]] = {proxy.peer.name: [] for proxy in here.proxies}
     for _ in range(rounds):
@@ -290,7 +358,9 @@ PHASES: dict[str, tuple[Callable[[Field, int], dict[str, Figures]], tuple[str, .
     "latency": (latency, ("tot50", "tot99", "added_p50_us", "failed")),
     "memory": (memory, ("idle_mb", "held_kb", "stream_kb", "failed")),
     "streams": (many_streams, ("lat50", "lat99", "chunks", "failed")),
+    "connections": (connections, ("cpu_us", "failed")),
     "download": (download, ("mbps", "failed")),
+    "transfer": (transfer, ("down_mbps", "up_mbps", "stalled_kb", "failed")),
     "start": (starts, ("start_s",)),
 }
 
@@ -314,7 +384,7 @@ def main() -> None:
     parser.add_argument("--phases", default=",".join(PHASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", help="names of proxies, separated by commas; all if empty")
+    parser.add_argument("--only", default="", help="names of proxies, separated by semicolons; all if empty")
     given = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -325,7 +395,8 @@ def main() -> None:
         upstream = free_port()
         stub = subprocess.Popen([str(folder / "stub"), str(upstream)], preexec_fn=pinned(1))
         try:
-            with standing(Ground(folder, upstream)) as here:
+            only = {name.strip() for name in given.only.split(";") if name.strip()}
+            with standing(Ground(folder, upstream), only) as here:
                 for phase in given.phases.split(","):
                     measure, columns = PHASES[phase]
                     results[phase] = measure(here, given.rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -157,6 +158,9 @@ async def serve(
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller))
+        # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
+        gc.collect()
+        gc.freeze()
         log.info("listening", host=host, port=port, target=str(plan.ref), backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
