@@ -17,6 +17,7 @@ _SYSTEM_CALLS = {"write": "write to a socket", "read": "read from a socket", "ep
 _STAGES = {
     "fast_grammar.py": "first look at the request, head for the upstream",
     "fast_lane.py": "fast lane: order of things",
+    "fast_exchange.py": "fast lane: order of things",
     "headers.py": "head for the upstream",
     "body.py": "body",
     "upstream.py": "upstream connections",

@@ -195,7 +195,7 @@ class Settings(BaseSettings):
     )  # fmt: skip
     fast_lane: Literal["on", "off"] = _setting(
         "on", "FAST_LANE", "Listening", "on or off",
-        "Relay plain requests to a ready target without the HTTP server's parser and tasks, which costs half as much; "
+        "Read plain requests without the HTTP server's parser and tasks, which costs less than half; "
         "off sends every request the long way.",
     )  # fmt: skip
     event_loop: Literal["auto", "uvloop", "asyncio"] = _setting(

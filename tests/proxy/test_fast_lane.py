@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -33,7 +33,6 @@ from tests.proxy.wire import (
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.target import Endpoint, Limits, TargetRef
-from vllm_chill.proxy import fast_lane
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -173,25 +172,134 @@ async def test_what_is_not_plain_takes_the_long_way_for_good() -> None:
         assert lane.slow == ["/", "/"]
 
 
-@pytest.mark.parametrize("size", [fast_lane.BODY_BYTES, fast_lane.BODY_BYTES + 1, 3 << 20])
-async def test_a_body_of_any_size_arrives_and_a_large_one_by_the_long_way(size: int) -> None:
+@pytest.mark.parametrize("size", [100, 70_000, MIB, MIB + 1, 12 * MIB])
+async def test_a_body_of_any_size_arrives_and_the_lane_goes_on_behind_it(size: int) -> None:
     async with lane_to(echo) as lane:
         client = await lane.warm()
-        sending = asyncio.create_task(client.send(post("/big", BIG[:size])))
+        sending = asyncio.create_task(client.send(post("/big", BIG[:size]) + post("/behind", b"y")))
         assert (await client.response())[1] == b"POST /big HTTP/1.1" + BIG[:size]
+        assert (await client.response())[1] == b"POST /behind HTTP/1.1y"
         await sending
         await client.send(post("/small", b"x"))
         assert (await client.response())[1] == b"POST /small HTTP/1.1x"
-        assert lane.slow == ["/big", "/small"] * (size > fast_lane.BODY_BYTES)
+        assert not lane.slow
 
 
-async def test_a_body_larger_than_may_be_sent_again_is_streamed() -> None:
-    async with lane_to(echo, replay_bytes=10) as lane:
-        client = await lane.warm()
-        for body in (b"x" * 10, b"x" * 11):
-            await client.send(post("/x", body))
-            await client.response()
-        assert lane.slow == ["/x"]
+class TestAnUploadThatIsNotKept:
+    async def test_it_goes_on_as_it_comes(self) -> None:
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            for number in range(3):
+                assert await peer.exactly(1) == b"%d" % number
+                await peer.send(b"" if number else CHUNKED)
+                await peer.send(b"1\r\n%d\r\n" % number)
+            await peer.send(b"0\r\n\r\n")
+
+        async with lane_to(script, replay_bytes=2) as lane:
+            client = await lane.client()
+            await client.send(post("/x", b"012")[:-3])
+            for number in range(3):
+                await client.send(b"%d" % number)
+                if not number:
+                    await client.head()
+                assert await client.chunk() == b"%d" % number
+            assert await client.chunk() == b""
+            await lane.until(lambda: not lane.in_flight)
+            assert not lane.slow
+
+    async def test_an_upstream_that_does_not_read_holds_the_client_back(self) -> None:
+        gate = asyncio.Event()
+        taken = 0
+
+        async def script(peer: Peer) -> None:
+            nonlocal taken
+            await peer.head()
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await gate.wait()
+            peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            while taken < 5 * len(BIG):
+                taken += len(await peer.reader.read(MIB))
+            await peer.send(HELLO)
+
+        async with lane_to(script) as lane:
+            client = await lane.client()
+            given = 0
+
+            async def send() -> None:
+                nonlocal given
+                await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (5 * len(BIG)))
+                for _ in range(5):
+                    for at in range(0, len(BIG), MIB):
+                        await client.send(BIG[at : at + MIB])
+                        given += MIB
+
+            sending = asyncio.create_task(send())
+            assert await settled(lambda: given) < 5 * len(BIG)
+            gate.set()
+            assert (await client.response())[1] == b"hello"
+            await sending
+            assert taken == 5 * len(BIG)
+            assert not lane.slow
+
+    async def test_an_answer_before_its_end_arrives_and_the_connection_ends(self) -> None:
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            await peer.send(HELLO.replace(b"200 OK", b"413 Too Large"))
+            await peer.rest()
+
+        async with lane_to(script) as lane:
+            client = await lane.client()
+            sending = asyncio.create_task(client.send(post("/", BIG)))
+            head, body = await client.response()
+            assert (head[:12], body) == (b"HTTP/1.1 413", b"hello")
+            assert await client.closed()
+            client.reset()
+            with suppress(ConnectionError):
+                await sending
+            await lane.until(lambda: lane.count(413) == 1)
+
+    async def test_an_upstream_that_dies_within_it_is_502(self) -> None:
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            await peer.exactly(MIB)
+
+        async with lane_to(script) as lane:
+            client = await lane.client()
+            sending = asyncio.create_task(client.send(post("/", BIG)))
+            assert (await client.head()).startswith(b"HTTP/1.1 502 ")
+            client.reset()
+            with suppress(ConnectionError):
+                await sending
+            await lane.until(lambda: lane.count(502) == 1)
+            assert lane.metrics.registry.get_sample_value("vllm_chill_replays_total") == 0
+
+    async def test_a_client_that_leaves_within_it_frees_the_upstream(self) -> None:
+        gone = asyncio.Event()
+
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            with suppress(ConnectionError):
+                await peer.rest()
+            gone.set()
+
+        async with lane_to(script) as lane:
+            client = await lane.client()
+            await client.send(post("/", BIG[: 2 * MIB])[:-1])
+            await lane.until(lambda: lane.in_flight)
+            client.reset()
+            await asyncio.wait_for(gone.wait(), 2)
+            await lane.until(lambda: lane.count(499) == 1)
+
+    async def test_a_held_one_takes_little_of_the_client_meanwhile(self) -> None:
+        async with lane_to(echo, replicas=0, start=0.2) as lane:
+            client = await lane.client()
+            sending = asyncio.create_task(client.send(post("/big", BIG)))
+            await lane.until(lambda: lane.controller.target.waiting)
+            await asyncio.sleep(0.1)
+            assert not sending.done()
+            assert (await client.response())[1] == b"POST /big HTTP/1.1" + BIG
+            await sending
+            assert not lane.slow
 
 
 async def test_local_routes_are_not_relayed() -> None:

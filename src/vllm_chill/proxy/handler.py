@@ -9,7 +9,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.errors import ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
-from vllm_chill.proxy.fast_lane import BODY_BYTES, Counter, FastLane
+from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -38,7 +38,7 @@ class ProxyHandler:
             counter,
             self._pool,
             self._options.timeouts,
-            min(BODY_BYTES, self._options.replay_bytes),
+            self._options.replay_bytes,
         )
 
     async def proxy(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -24,7 +24,7 @@ from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 __all__ = ["RelayTimeouts", "Relayed", "relay"]
 
-_WRITTEN_AT_ONCE = 64 * 1024  # below, copying a body behind its head costs less than a system call for each
+WRITTEN_AT_ONCE = 64 * 1024  # below, copying a body behind its head costs less than a system call for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Relay(Exchange):
                 connection.transport.write(head)
                 await self._stream(connection, body, timeouts)
             else:
-                if len(whole) < _WRITTEN_AT_ONCE:
+                if len(whole) < WRITTEN_AT_ONCE:
                     connection.transport.write(head + whole)
                 else:
                     connection.transport.write(head)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from vllm_chill.core.target import Endpoint
@@ -42,7 +43,18 @@ class UpstreamConnection(asyncio.Protocol):
     the running one is a system call (getpid) on Python 3.11.
     """
 
-    __slots__ = ("_drained", "_home", "_lost", "_paused", "_reading", "exchange", "loop", "reused", "transport")
+    __slots__ = (
+        "_drained",
+        "_home",
+        "_lost",
+        "_reading",
+        "_resumed",
+        "exchange",
+        "loop",
+        "reused",
+        "transport",
+        "writing_paused",
+    )
 
     transport: asyncio.Transport
 
@@ -52,7 +64,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self._home = home
         self._reading = True
-        self._paused = False
+        self.writing_paused = False
+        self._resumed: Callable[[], None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._lost: asyncio.Future[None] | None = None
 
@@ -103,10 +116,17 @@ class UpstreamConnection(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.writing_paused = True
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        """Call once the upstream takes bytes again; one call at a time. To be used while `writing_paused`."""
+        self._resumed = call
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.writing_paused = False
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed()
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -118,7 +138,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Until the upstream takes more bytes, or the connection is gone. For one caller at a time."""
-        while self._paused and not self.transport.is_closing():
+        while self.writing_paused and not self.transport.is_closing():
             self._drained = self.loop.create_future()
             await self._drained
 

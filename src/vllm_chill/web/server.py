@@ -16,7 +16,8 @@ from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, BadRequest, InternalError
 from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
 from vllm_chill.proxy.answer import answer
-from vllm_chill.proxy.fast_lane import Counter, FastLane, FastServer
+from vllm_chill.proxy.fast_exchange import Counter, FastLane
+from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.relay import Relayed
 from vllm_chill.telemetry.metrics import Metrics
 

@@ -1,0 +1,318 @@
+"""One request on the fast lane, from its head to its response's last byte.
+
+The rule: it waits for nothing while the target is ready and a connection to it is idle. All that can take time (a
+hold, a new connection, another attempt) is awaited in a task of its own, which ends once the request is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_chill.control.controller import Lease
+from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.answer import answer_bytes
+from vllm_chill.proxy.attempts import Attempts
+from vllm_chill.proxy.exchange import Downstream, Exchange, silent
+from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
+from vllm_chill.proxy.framing import ResponseFraming
+from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
+from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
+
+_CLIENT_LEFT = 499
+_BEFORE_SENT_BYTES = 64 * 1024
+
+
+class Counter(Protocol):
+    """Who counts requests, and knows whether more may come."""
+
+    draining: bool
+
+    def begun(self) -> None: ...
+    def ended(self, method: str, status: int, begun: float) -> float:
+        """Take that a request is over, which had begun then; the time."""
+
+    def bug(self, method: str) -> AnswerableError:
+        """Log the exception that is being handled, and how to answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FastLane:
+    """What the connections share. `lease_now` gives a lease if the target is ready, `attempts` begins to try in all
+    other ways; `cut` is told of a response that ended early. Bodies of up to `body_bytes` are whole before they are
+    sent, and can be sent again; larger ones are streamed.
+
+    `heads` has the heads that the connections know, so that those of one client's many connections are one.
+    """
+
+    lease_now: Callable[[], Lease | None]
+    attempts: Callable[[], Attempts]
+    cut: Callable[[], None]
+    counter: Counter
+    pool: UpstreamPool
+    timeouts: RelayTimeouts
+    body_bytes: int
+    heads: KnownHeads = field(default_factory=KnownHeads)
+
+
+class Connection(Downstream, Protocol):
+    """The client's connection, as an exchange needs it."""
+
+    lane: FastLane
+    transport: asyncio.Transport
+    peer: tuple[str, str]
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def hold_back(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def read_on(self) -> None: ...
+    def watch(self, deadline: float) -> None: ...
+    def over(self, now: float, *, keep_alive: bool, unread: bool = False) -> None: ...
+
+
+class FastExchange(Exchange):
+    """One request on the fast lane, from its head to its response's last byte. It ends once: `_over`.
+
+    `_request` has what has come of the request. It holds a lease while it has a connection or is getting one.
+    """
+
+    __slots__ = ("_attempts", "_begun", "_connection", "_lease", "_over", "_plain", "_request", "_task")
+
+    def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
+        super().__init__(connection, connection.transport, ResponseFraming(), connection.lane.pool)
+        self._connection = connection
+        self._plain = request
+        self._begun = begun
+        self._request: bytes | bytearray = b""
+        self._lease: Lease | None = None
+        self._attempts: Attempts | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+
+    @property
+    def unread(self) -> bool:
+        """Whether the client has yet to send some of it."""
+        return False
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._connection.loop
+
+    @property
+    def waits_for_response(self) -> bool:
+        """Whether the upstream has the request, and the client no byte of a response."""
+        return self.request_sent and not self.sent and not self._over
+
+    def start(self, data: bytes, now: float) -> None:
+        """Take the first bytes: the head, and what there is behind it."""
+        end = self._plain.start + (self._plain.length or 0)
+        if len(data) < end:
+            self.more(data)
+        elif len(data) == end:
+            self._begin(data, now)
+        else:
+            self._connection.hold_back(data[end:])
+            self._begin(data[:end], now)
+
+    def more(self, data: bytes) -> None:
+        """What comes from the client: the rest of the body, or what is behind it."""
+        end = self._plain.start + (self._plain.length or 0)
+        missing = end - len(self._request)
+        if missing <= 0:
+            self._connection.hold_back(data)
+            return
+        if not isinstance(self._request, bytearray):
+            self._request = bytearray()
+        self._request += data[:missing]
+        if len(data) > missing:
+            self._connection.hold_back(data[missing:])
+        if len(data) >= missing:
+            self._begin(bytes(self._request), self._loop.time())
+
+    def _begin(self, request: bytes, now: float) -> None:
+        """Send the request, which is whole: at once if that can be done, and else as soon as it can."""
+        self._request = request
+        lane = self._connection.lane
+        lease = self._lease = lane.lease_now()
+        connection = lane.pool.take(lease.endpoint) if lease is not None else None
+        if connection is not None:
+            self._send(connection, now)
+        else:
+            self._attend(None)
+
+    def _send(self, connection: UpstreamConnection, now: float) -> None:
+        head, start, length = self._plain
+        lease = self._lease
+        assert lease is not None
+        self.take(connection, lease.endpoint)
+        peer, scheme = self._connection.peer
+        written = head.for_upstream(length, lease.endpoint, peer, scheme)
+        if len(self._request) < WRITTEN_AT_ONCE:
+            connection.transport.write(written + self._request[start:])
+        else:
+            connection.transport.write(written)
+            connection.transport.write(memoryview(self._request)[start:])
+        self._sent_until_now(now)
+
+    def _sent_until_now(self, now: float) -> None:
+        """What there is of the request is on its way."""
+        self.request_sent = True
+        seconds = self._connection.lane.timeouts.response_seconds
+        if seconds is not None:
+            self._connection.watch(now + seconds)
+
+    def _attend(self, failure: ChillError | None) -> None:
+        self._task = self._loop.create_task(self._attempt(failure))
+
+    async def _attempt(self, failure: ChillError | None) -> None:
+        """Get a lease and a connection, however long that takes, and send the request."""
+        try:
+            connection = await self._connected(failure)
+            # It may be closing since it was connected, when it had no exchange to tell.
+            while connection.transport.is_closing():
+                connection = await self._connected(UpstreamReset(f"{self._endpoint} closed the connection; try again"))
+        except AnswerableError as error:
+            self._answer(error)
+        except Exception:
+            self._answer(self._connection.lane.counter.bug(self._plain.head.method))
+        else:
+            self._task = None
+            self._send(connection, connection.loop.time())
+
+    async def _connected(self, failure: ChillError | None) -> UpstreamConnection:
+        lane = self._connection.lane
+        attempts = self._attempts = self._attempts or lane.attempts()
+        while True:
+            if failure is not None:
+                assert self._endpoint is not None
+                self._release()
+                await attempts.after(failure, self._endpoint, replayable=True)
+            lease = self._lease = self._lease or await attempts.lease()
+            self._endpoint = lease.endpoint
+            connection = None if attempts.fresh else self._pool.take(lease.endpoint)
+            try:
+                return connection or await self._pool.connect(lease.endpoint, lane.timeouts.connect_seconds)
+            except UpstreamRefused as refused:
+                failure = refused
+
+    def time_out(self) -> None:
+        """The response has not begun in time."""
+        seconds = self._connection.lane.timeouts.response_seconds
+        assert seconds is not None
+        self.fail(silent(self._endpoint, seconds))
+
+    def finish(self, failure: ChillError | None) -> None:
+        if self._over:
+            return
+        if failure is None:
+            if self._connection.writing_paused:
+                self._connection.when_writable(self._end)
+            else:
+                self._end()
+        elif self.sent:
+            self._cut()
+        else:
+            self._again(failure)
+
+    def _again(self, failure: ChillError) -> None:
+        self._heard = self.request_sent = False
+        self.framing = ResponseFraming()
+        self._attend(failure)
+
+    def abandon(self) -> None:
+        """The client is gone, or its connection is being closed: neither side may take what there is for the whole."""
+        if not self._over:
+            self.drop()
+            self._count(_CLIENT_LEFT)
+            if self.sent:
+                self.cut_client()
+
+    def _end(self) -> None:
+        if not self._over:
+            now = self._count(self.framing.status)
+            keep_alive = self.framing.keep_alive and not self._connection.lane.counter.draining
+            self._connection.over(now, keep_alive=keep_alive, unread=self.unread)
+
+    def _cut(self) -> None:
+        self._connection.lane.cut()
+        now = self._count(self.framing.status)
+        self.cut_client()
+        self._connection.over(now, keep_alive=False)
+
+    def _answer(self, error: AnswerableError) -> None:
+        self._task = None
+        keep_alive = not self._connection.lane.counter.draining and not self.unread
+        self._client.write(answer_bytes(error, keep_alive=keep_alive))
+        self._connection.over(self._count(error.status), keep_alive=keep_alive, unread=self.unread)
+
+    def _count(self, status: int) -> float:
+        """The lease ends, and the request is counted; the time at which."""
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+        self._release()
+        return self._connection.lane.counter.ended(self._plain.head.method, status, self._begun)
+
+    def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+
+class FastUpload(FastExchange):
+    """A request whose body is too large to be kept: its bytes go on as they come, once.
+
+    `_left` bytes of it have yet to come. Until it is sent, `_request` has what has come.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
+        super().__init__(connection, request, begun)
+        self._left = request.start + (request.length or 0)
+
+    @property
+    def unread(self) -> bool:
+        return self._left > 0
+
+    def start(self, data: bytes, now: float) -> None:
+        self._request = bytearray()
+        self.more(data)
+        # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
+        self._attempts = self._connection.lane.attempts()
+        self._attempts.fresh = True
+        self._attend(None)
+
+    def more(self, data: bytes) -> None:
+        if len(data) > self._left:
+            self._connection.hold_back(data[self._left :])
+            data = data[: self._left]
+        self._left -= len(data)
+        upstream = self.connection
+        if upstream is None:
+            self._request += data
+            if len(self._request) > _BEFORE_SENT_BYTES:
+                self._connection.pause_reading()
+        elif data:
+            upstream.transport.write(data)
+            self._sent_until_now(upstream.loop.time())
+
+    def _sent_until_now(self, now: float) -> None:
+        self._request = b""
+        upstream = self.connection
+        if not self._left:
+            super()._sent_until_now(now)
+            self._connection.read_on()
+        elif upstream is not None and upstream.writing_paused:
+            self._connection.pause_reading()
+            upstream.when_writable(self._connection.read_on)
+        else:
+            self._connection.read_on()
+
+    def _again(self, failure: ChillError) -> None:
+        assert isinstance(failure, AnswerableError)
+        self._answer(failure)
