@@ -110,6 +110,26 @@ class HoldExpired(ServiceUnavailable):
     code = "model_waking"
 
 
+class TooManyWaiting(AnswerableError):
+    """As many callers wait for the target as may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_waiting"
+
+
+class HoldRefused(ServiceUnavailable):
+    """The caller would rather be told to come again than be held; the target is being woken meanwhile."""
+
+    code = "model_waking"
+
+
+class HoldBudgetSpent(ServiceUnavailable):
+    """The bodies of held requests take as much memory as they may."""
+
+    code = "hold_budget_spent"
+
+
 class WakeFailed(ServiceUnavailable):
     """The target could not be woken; the message has the cause."""
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from vllm_chill.adapters.memory import MemoryBackend
-from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.control.controller import Bounds, Lease, ScaleController, Ticket
+from vllm_chill.core.admission import Priority
 from vllm_chill.core.target import (
     Asleep,
     Draining,
@@ -24,7 +25,7 @@ from vllm_chill.core.target import (
     TargetRef,
     Waking,
 )
-from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, WakeFailed
+from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, TooManyWaiting, WakeFailed
 
 pytestmark = pytest.mark.looptime(start=100)
 
@@ -72,11 +73,17 @@ class Stage:
 
 @asynccontextmanager
 async def running(
-    *, start: float = 60, stop: float = 0, replicas: int = 0, idle: float = 300, limit: float = 1800
+    *,
+    start: float = 60,
+    stop: float = 0,
+    replicas: int = 0,
+    idle: float = 300,
+    limit: float = 1800,
+    bounds: Bounds | None = None,
 ) -> AsyncIterator[Stage]:
     backend = MemoryBackend(HERE, start_seconds=start, stop_seconds=stop, replicas=replicas)
     recording = Recording()
-    controller = ScaleController(REF, Limits(idle, limit), backend, recording)
+    controller = ScaleController(REF, Limits(idle, limit), backend, recording, bounds, lambda: 42)
     task = asyncio.create_task(controller.run())
     await asyncio.sleep(0.001)
     yield Stage(controller, backend, recording)
@@ -149,7 +156,7 @@ async def test_a_hold_expires_and_the_wake_goes_on() -> None:
     async with running(start=600) as stage:
         with pytest.raises(HoldExpired, match=r"still waking after 120 s") as error:
             await stage.lease(hold=120)
-        assert error.value.retry_after_seconds == 10
+        assert error.value.retry_after_seconds == 42
         await asyncio.sleep(481)
         assert stage.phase_is(Ready)
 
@@ -285,3 +292,119 @@ async def test_connections_to_a_replica_that_departs_are_not_kept() -> None:
         assert stage.phase_is(Ready)
         stage.backend.unready()
         assert stage.recording.departures == [HERE, HERE]
+
+
+class TestTheWaitingRoom:
+    async def test_more_callers_than_may_wait_are_told_when_to_come_again(self) -> None:
+        async with running(bounds=Bounds(waiting=3)) as stage:
+            waiting = [asyncio.create_task(stage.lease()) for _ in range(3)]
+            await asyncio.sleep(1)
+            with pytest.raises(TooManyWaiting) as refused:
+                await stage.lease()
+            assert refused.value.retry_after_seconds == 42
+            assert stage.controller.target.waiting == 3
+            waiting.pop().cancel()
+            await asyncio.sleep(0)
+            waiting.append(asyncio.create_task(stage.lease()))
+            leases = await asyncio.gather(*waiting)
+            assert len(leases) == stage.controller.target.in_flight == 3
+
+    async def test_no_replica_has_more_than_it_may_and_the_rest_follow_as_places_come_free(self) -> None:
+        async with running(bounds=Bounds(in_flight=4)) as stage:
+            served: list[int] = []
+
+            async def caller(number: int) -> None:
+                with await stage.lease():
+                    assert stage.controller.target.in_flight <= 4
+                    served.append(number)
+                    await asyncio.sleep(10)
+
+            begun = asyncio.get_running_loop().time()
+            await asyncio.gather(*(caller(number) for number in range(20)))
+            assert served == list(range(20))
+            assert asyncio.get_running_loop().time() - begun == pytest.approx(60 + 5 * 10)
+            assert stage.controller.target.waiting == stage.controller.target.in_flight == 0
+
+    async def test_nobody_overtakes_those_who_wait_for_a_place(self) -> None:
+        async with running(replicas=1, bounds=Bounds(in_flight=1)) as stage:
+            first = stage.controller.lease_now()
+            assert first is not None
+            assert stage.controller.lease_now() is None
+            second = asyncio.create_task(stage.lease())
+            await asyncio.sleep(0)
+            first.release()
+            assert stage.controller.lease_now() is None
+            (await second).release()
+            assert stage.controller.lease_now() is not None
+
+    async def test_keys_take_turns_and_classes_go_first(self) -> None:
+        async with running(bounds=Bounds(in_flight=1)) as stage:
+            served: list[str] = []
+
+            async def caller(name: str, key: str, priority: Priority) -> None:
+                with await stage.controller.lease(120, Ticket(key, priority)):
+                    served.append(name)
+
+            names = ["a1", "a2", "a3", "b1", "a4", "b2"]
+            callers = [caller(name, name[0], Priority.NORMAL) for name in names]
+            callers += [caller("low", "c", Priority.LOW), caller("high", "d", Priority.HIGH)]
+            await asyncio.gather(*callers)
+            assert served == ["high", "a1", "b1", "a2", "b2", "a3", "a4", "low"]
+
+    async def test_a_place_in_the_order_is_told_and_gets_better(self) -> None:
+        async with running(bounds=Bounds(in_flight=1)) as stage:
+            tickets = [Ticket() for _ in range(3)]
+            tasks = [asyncio.create_task(stage.controller.lease(120, ticket)) for ticket in tickets]
+            await asyncio.sleep(1)
+            assert [stage.controller.position(ticket) for ticket in tickets] == [1, 2, 3]
+            (await tasks[0]).release()
+            await asyncio.sleep(2)
+            assert [stage.controller.position(ticket) for ticket in tickets] == [0, 0, 1]
+            (await tasks[1]).release()
+            (await tasks[2]).release()
+
+    async def test_a_caller_that_leaves_as_its_lease_comes_gives_it_back(self) -> None:
+        async with running(replicas=1, bounds=Bounds(in_flight=1)) as stage:
+            first = stage.controller.lease_now()
+            assert first is not None
+            second = asyncio.create_task(stage.lease())
+            await asyncio.sleep(0)
+            first.release()
+            stage.controller._serve_waiting()
+            second.cancel()
+            await asyncio.wait([second])
+            assert stage.controller.target.in_flight == stage.controller.target.waiting == 0
+
+    async def test_of_ten_thousand_few_are_let_in_within_one_turn_of_the_loop(self) -> None:
+        async with running(bounds=Bounds(waiting=10_000)) as stage:
+            tasks = [asyncio.create_task(stage.lease()) for _ in range(10_000)]
+            await asyncio.sleep(59)
+            turns, before = [], 0
+            while not all(task.done() for task in tasks):
+                await asyncio.sleep(0 if stage.phase_is(Ready) else 1)
+                turns.append(stage.controller.target.in_flight - before)
+                before = stage.controller.target.in_flight
+            assert max(turns) <= 2 * 64
+            assert before == 10_000
+
+    async def test_requests_go_to_the_replica_that_has_the_fewest(self) -> None:
+        async with running(replicas=1) as stage:
+            there = Endpoint("127.0.0.2", 8000)
+            stage.controller.observed(Observation(2, 2, (HERE, there)))
+            leases = [stage.controller.lease_now() for _ in range(4)]
+            endpoints = [lease.endpoint for lease in leases if lease is not None]
+            assert endpoints == [HERE, there, HERE, there]
+            assert leases[0] is not None
+            leases[0].release()
+            again = stage.controller.lease_now()
+            assert again is not None
+            assert again.endpoint == HERE
+
+    async def test_a_replica_that_comes_lets_in_those_who_wait_for_a_place(self) -> None:
+        async with running(replicas=1, bounds=Bounds(in_flight=1)) as stage:
+            assert stage.controller.lease_now() is not None
+            second = asyncio.create_task(stage.lease())
+            await asyncio.sleep(0)
+            there = Endpoint("127.0.0.2", 8000)
+            stage.controller.observed(Observation(2, 2, (HERE, there)))
+            assert (await second).endpoint == there

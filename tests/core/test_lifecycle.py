@@ -39,6 +39,7 @@ from vllm_chill.core.target import (
 )
 
 LIMITS = Limits(idle_seconds=300, start_seconds=1800)
+GIVING_UP = Limits(idle_seconds=300, start_seconds=1800, keep_abandoned=False)
 REF = TargetRef("ai-apps", "vllm")
 HERE = (Endpoint("127.0.0.1", 8000),)
 NONE = Observation(0, 0)
@@ -81,7 +82,7 @@ class TestTransitions:
 
     def test_a_caller_at_zero_wakes_it(self) -> None:
         target = life(Arrived(), start=ASLEEP)
-        assert target.phase == Waking(0, confirmed=False)
+        assert target.phase == Waking(0, confirmed=False, for_callers=True)
         assert desired_replicas(target) == 1
 
     def test_five_hundred_callers_want_one_replica(self) -> None:
@@ -94,6 +95,24 @@ class TestTransitions:
         target = life(Left(), start=WOKEN)
         assert isinstance(target.phase, Waking)
         assert desired_replicas(target) == 1
+
+    def test_where_it_is_to_be_given_up_the_last_callers_leaving_stops_the_wake(self) -> None:
+        target = step(step(WOKEN, Arrived(), 0, GIVING_UP), Left(), 0, GIVING_UP)
+        assert isinstance(target.phase, Waking)
+        target = step(target, Left(), 0, GIVING_UP)
+        assert target.phase == Draining(0, SleepReason.ABANDONED, confirmed=False)
+        assert desired_replicas(target) == 0
+        assert isinstance(step(target, Arrived(), 0, GIVING_UP).phase, Waking)
+
+    @pytest.mark.parametrize("asked", ["before", "within"])
+    def test_a_wake_that_an_operator_wants_is_never_given_up(self, asked: str) -> None:
+        events: list[Event] = (
+            [WakeAsked(), Arrived(), Left()] if asked == "before" else [Arrived(), WakeAsked(), Left()]
+        )
+        target = ASLEEP
+        for event in events:
+            target = step(target, event, 0, GIVING_UP)
+        assert isinstance(target.phase, Waking)
 
     def test_idle_counts_from_the_end_of_the_last_lease(self) -> None:
         target = life(Arrived(), Granted(), 1000, Released(), start=AWAKE)
@@ -271,13 +290,15 @@ observations = st.builds(
 class Life(RuleBasedStateMachine):
     """Random histories of one target: what callers, operators, the backend and the clock can do to it."""
 
+    limits = LIMITS
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.target = Target(REF)
 
     def apply(self, event: Event) -> None:
-        self.target = step(self.target, event, self.now, LIMITS)
+        self.target = step(self.target, event, self.now, self.limits)
 
     @rule(seconds=st.sampled_from([0.001, 1.0, 5.0, 299.0, 300.0, 1800.0]))
     def time_passes(self, seconds: float) -> None:
@@ -343,9 +364,9 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def time_moves_on(self) -> None:
-        deadline = next_deadline(self.target, LIMITS)
+        deadline = next_deadline(self.target, self.limits)
         if deadline is not None:
-            after = next_deadline(step(self.target, Tick(), max(self.now, deadline), LIMITS), LIMITS)
+            after = next_deadline(step(self.target, Tick(), max(self.now, deadline), self.limits), self.limits)
             assert after is None or after > deadline
 
     @invariant()
@@ -355,9 +376,24 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def it_has_settled(self) -> None:
-        assert step(self.target, Lost("x"), self.now, LIMITS) == self.target or isinstance(self.target.phase, Unknown)
+        assert step(self.target, Lost("x"), self.now, self.limits) == self.target or isinstance(
+            self.target.phase, Unknown
+        )
 
 
+class LifeOfTheAbandoned(Life):
+    """The same, where a wake that nobody waits for is given up."""
+
+    limits = GIVING_UP
+
+    @invariant()
+    def no_wake_of_callers_goes_on_without_one(self) -> None:
+        phase = self.target.phase
+        assert not (isinstance(phase, Waking) and phase.for_callers and not self.target.waiting)
+
+
+LifeOfTheAbandoned.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLifeOfTheAbandoned = LifeOfTheAbandoned.TestCase
 Life.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
 

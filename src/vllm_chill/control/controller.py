@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import warm
+from vllm_chill.core.admission import Priority, Seats, Waiter, WaitingRoom
 from vllm_chill.core.events import (
     Arrived,
     Event,
@@ -39,33 +41,37 @@ from vllm_chill.core.target import (
     Limits,
     Observation,
     Phase,
-    Ready,
     Target,
     TargetRef,
     Unknown,
     Waking,
 )
-from vllm_chill.errors import BackendError, BackendRefused, HoldExpired, TargetUnknown, WakeFailed
+from vllm_chill.errors import BackendError, BackendRefused, HoldExpired, TargetUnknown, TooManyWaiting, WakeFailed
 from vllm_chill.ports import ClusterBackend, Recorder
 
 _RETRY_FIRST_SECONDS = 0.5
 _RETRY_MOST_SECONDS = 15.0
 _RETRY_AFTER_HOLD_SECONDS = 10
+_POSITIONS_SECONDS = 1.0
+_AT_ONCE = 64
+"""How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
 
 
 class Lease:
-    """One request's hold on a ready target, until its last byte. A context manager; `release` may come twice."""
+    """One request's hold on a replica of a ready target, until its last byte. A context manager; `release` may come
+    twice.
+    """
 
     __slots__ = ("_release", "endpoint")
 
-    def __init__(self, endpoint: Endpoint, release: Callable[[], None]) -> None:
+    def __init__(self, endpoint: Endpoint, release: Callable[[Endpoint], None]) -> None:
         self.endpoint = endpoint
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[Endpoint], None] | None = release
 
     def release(self) -> None:
         """End the lease."""
         if self._release is not None:
-            self._release()
+            self._release(self.endpoint)
             self._release = None
 
     def __enter__(self) -> Self:
@@ -75,16 +81,49 @@ class Lease:
         self.release()
 
 
+class Ticket(Waiter):
+    """A caller's place among those who wait for a lease. For one wait."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL) -> None:
+        super().__init__(key, priority)
+        self.lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number)."""
+
+    waiting: int = 1000
+    in_flight: int | None = None
+
+
 class ScaleController:
     """One target's controller. `run` must be running for anything to happen; it ends by cancellation."""
 
-    def __init__(self, ref: TargetRef, limits: Limits, backend: ClusterBackend, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        ref: TargetRef,
+        limits: Limits,
+        backend: ClusterBackend,
+        recorder: Recorder,
+        bounds: Bounds | None = None,
+        retry_after: Callable[[], int] = lambda: _RETRY_AFTER_HOLD_SECONDS,
+    ) -> None:
+        """`retry_after` is in how many seconds a caller that cannot wait here should come again."""
         self._target = Target(ref)
         self._limits = limits
+        self._bounds = bounds or Bounds()
+        self._retry_after = retry_after
         self._backend = backend
         self._recorder = recorder
         self._clock = asyncio.get_running_loop().time
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._room: WaitingRoom[Ticket] = WaitingRoom()
+        self._seats = Seats(self._bounds.in_flight)
+        self._serving: asyncio.Handle | None = None
+        self._positions: dict[Ticket, int] = {}
+        self._positions_at = -math.inf
         self._watchers: set[asyncio.Future[None]] = set()
         self._write_wanted = asyncio.Event()
 
@@ -146,40 +185,63 @@ class ScaleController:
     # What callers ask for.
 
     def lease_now(self) -> Lease | None:
-        """A lease if the target is ready, without waiting."""
+        """A lease if the target is ready, a replica has room and nobody waits, without waiting."""
         leased = warm.leased(self._target)
         if leased is None:
-            if not isinstance(self._target.phase, Ready):
-                return None
-            self._apply(Arrived())
-            return self._grant()
-        self._target = leased
+            return None
         assert leased.observed is not None
-        return Lease(leased.observed.endpoints[0], self._release)
+        endpoint = self._seats.take(leased.observed.endpoints)
+        if endpoint is None:
+            return None
+        self._target = leased
+        return Lease(endpoint, self._release)
 
-    async def lease(self, hold_seconds: float) -> Lease:
-        """A lease, held back until the target is ready.
+    @property
+    def full(self) -> bool:
+        """Whether no more callers may wait."""
+        return len(self._room) >= self._bounds.waiting
 
-        Raises HoldExpired after `hold_seconds`, WakeFailed when waiting is of no use, and TargetUnknown while
-        the backend cannot tell the target's state.
+    def too_many(self) -> TooManyWaiting:
+        """The answer to a caller that may not wait, as too many do already."""
+        seconds = self._retry_after()
+        message = f"{len(self._room)} requests wait for {self._target.ref} already; try again in {seconds} s."
+        return TooManyWaiting(message, retry_after_seconds=seconds)
+
+    async def lease(self, hold_seconds: float, ticket: Ticket | None = None) -> Lease:
+        """A lease, held back until the target is ready and has room, in the order of `core.admission`.
+
+        Raises HoldExpired after `hold_seconds`, WakeFailed when waiting is of no use, TargetUnknown while the backend
+        cannot tell the target's state, and TooManyWaiting if no more callers may wait.
         """
+        if self.full:
+            raise self.too_many()
+        ticket = ticket or Ticket()
         begun = self._clock()
+        self._room.join(ticket)
         self._apply(Arrived())
-        granted = False
+        self._serve_waiting()
+        lease = None
         try:
             async with asyncio.timeout(hold_seconds):
-                while isinstance(admission := admits(self._target, self._clock()), Wait):
-                    await self._turn(self._waiters)
-            if isinstance(admission, Refuse):
-                raise self._refusal(admission)
-            granted = True
-            return self._grant()
+                lease = await ticket.lease
         except TimeoutError:
             raise self._hold_expired(hold_seconds) from None
         finally:
-            if not granted:
+            if ticket in self._room:
+                self._room.leave(ticket)
                 self._apply(Left())
+            elif lease is None and not ticket.lease.cancelled() and ticket.lease.exception() is None:
+                ticket.lease.result().release()  # it came as the caller left
             self._recorder.held(self._clock() - begun)
+        return lease
+
+    def position(self, ticket: Ticket) -> int:
+        """The place in the order of those who wait, from 1 for who is next; 0 for who does not. Up to 1 s old."""
+        now = self._clock()
+        if now - self._positions_at >= _POSITIONS_SECONDS or ticket not in self._positions:
+            self._positions = {ticket: place for place, ticket in enumerate(self._room.order(), 1)}
+            self._positions_at = now
+        return self._positions.get(ticket, 0)
 
     async def wake(self, *, wait: bool) -> None:
         """Wake the target for an operator; with `wait`, return when it is ready.
@@ -213,15 +275,45 @@ class ScaleController:
         except TimeoutError:
             return
 
-    def _grant(self) -> Lease:
-        self._apply(Granted())
-        assert self._target.observed is not None
-        return Lease(self._target.observed.endpoints[0], self._release)
+    def _serve_waiting(self) -> None:
+        """Let those who are next in on the target, or tell them why not: some at a time, for the loop has others."""
+        self._serving = None
+        for _ in range(_AT_ONCE):
+            if not self._room:
+                return
+            match admits(self._target, self._clock()):
+                case Wait():
+                    return
+                case Refuse() as refuse:
+                    ticket = self._room.next()
+                    assert ticket is not None
+                    self._apply(Left())
+                    if not ticket.lease.done():
+                        ticket.lease.set_exception(self._refusal(refuse))
+                case Serve(endpoints):
+                    endpoint = self._seats.take(endpoints)
+                    if endpoint is None:
+                        return
+                    ticket = self._room.next()
+                    assert ticket is not None
+                    self._apply(Granted())
+                    lease = Lease(endpoint, self._release)
+                    if ticket.lease.done():
+                        lease.release()
+                    else:
+                        ticket.lease.set_result(lease)
+        self._serve_soon()
 
-    def _release(self) -> None:
+    def _serve_soon(self) -> None:
+        if self._room and self._serving is None:
+            self._serving = asyncio.get_running_loop().call_soon(self._serve_waiting)
+
+    def _release(self, endpoint: Endpoint) -> None:
+        self._seats.give_back(endpoint)
         released = warm.released(self._target, self._clock())
         if released is None:
             self._apply(Released())
+            self._serve_soon()
         else:
             self._target = released
 
@@ -253,7 +345,7 @@ class ScaleController:
             f"{self._target.ref} is {state}{why}. This request was held for {hold_seconds:g} s; the wake goes on: "
             f"retry, or ask for a longer --wake-timeout."
         )
-        return HoldExpired(message, retry_after_seconds=_RETRY_AFTER_HOLD_SECONDS)
+        return HoldExpired(message, retry_after_seconds=self._retry_after())
 
     # The one assignment, and who hears of it.
 
@@ -262,6 +354,8 @@ class ScaleController:
         after = self._target = step(before, event, now, self._limits)
         if after.phase is not before.phase:
             self._phase_changed(before, after, now)
+        elif after.observed is not before.observed:
+            self._serve_soon()  # a replica may have come, and with it room
         if self._wanted() is not None:
             self._write_wanted.set()
 
@@ -269,8 +363,8 @@ class ScaleController:
         if type(after.phase) is not type(before.phase):
             self._recorder.changed(before, after, now)
             _wake_all(self._watchers)
-        if self._waiters and not isinstance(admits(after, now), Wait):
-            _wake_all(self._waiters)
+        if not isinstance(admits(after, now), Wait):
+            self._serve_soon()
 
     async def _turn(self, queue: set[asyncio.Future[None]]) -> None:
         turn = asyncio.get_running_loop().create_future()

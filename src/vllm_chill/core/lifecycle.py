@@ -63,6 +63,8 @@ class Refuse:
 Admission = Serve | Wait | Refuse
 
 _UNKNOWN_RETRY_SECONDS = 5.0
+_PUT_OFF = frozenset({SleepReason.IDLE, SleepReason.ABANDONED})
+"""Reasons to sleep that a caller who comes in time does away with."""
 
 
 def admits(target: Target, now: float) -> Admission:
@@ -120,7 +122,7 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
         case Granted():
             return _granted(target)
         case Left():
-            return _idle_from(_waiting(target, -1), now)
+            return _left(_waiting(target, -1), now, limits)
         case Released():
             return _idle_from(_in_flight(target, -1), now)
         case Observed(observation):
@@ -156,7 +158,7 @@ def _in_flight(target: Target, change: int) -> Target:
 def _arrived(target: Target, now: float) -> Target:
     target = _waiting(target, +1)
     if isinstance(target.phase, Failed) and now >= target.phase.retry_at:
-        return _wake(target, now)
+        return _wake(target, now, for_callers=True)
     return target
 
 
@@ -164,6 +166,13 @@ def _granted(target: Target) -> Target:
     if not isinstance(target.phase, Ready):
         raise ValueError("a lease is granted by a target that is ready")  # noqa: TRY004 - a state, not a type
     return _in_flight(_waiting(target, -1), +1)
+
+
+def _left(target: Target, now: float, limits: Limits) -> Target:
+    abandoned = isinstance(target.phase, Waking) and target.phase.for_callers and not target.waiting
+    if abandoned and not limits.keep_abandoned:
+        return replace(target, phase=Draining(now, SleepReason.ABANDONED, confirmed=False))
+    return _idle_from(target, now)
 
 
 def _idle_from(target: Target, now: float) -> Target:
@@ -182,6 +191,8 @@ def _wake_asked(target: Target, now: float) -> Target:
             return _wake(target, now)
         case Draining() as draining:
             return replace(target, phase=replace(draining, wake_again=True))
+        case Waking() as waking:
+            return replace(target, phase=replace(waking, for_callers=False))
         case _:
             return _idle_from(target, now)
 
@@ -239,10 +250,10 @@ def _scale_failed(target: Target, event: ScaleFailed, now: float, limits: Limits
             return target
 
 
-def _wake(target: Target, now: float) -> Target:
+def _wake(target: Target, now: float, *, for_callers: bool = False) -> Target:
     # What failed before belongs to the start before.
     seen = replace(target.observed, failure=None) if target.observed is not None else None
-    return replace(target, phase=Waking(now, confirmed=False), observed=seen)
+    return replace(target, phase=Waking(now, confirmed=False, for_callers=for_callers), observed=seen)
 
 
 def _fail(target: Target, cause: str, now: float, retry_at: float) -> Target:
@@ -298,7 +309,7 @@ def _first_seen(target: Target, seen: Observation, now: float) -> Target:
 def _settle_asleep(target: Target, seen: Observation, now: float) -> Target:
     if seen.replicas:
         return _to(target, Waking(now, confirmed=True))
-    return _wake(target, now) if target.waiting else target
+    return _wake(target, now, for_callers=True) if target.waiting else target
 
 
 def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float, limits: Limits) -> Target:
@@ -326,7 +337,7 @@ def _scaled_down_elsewhere(target: Target, now: float) -> Target:
 
 def _settle_ready(target: Target, seen: Observation, now: float) -> Target:
     if seen.failure is not None:
-        return _wake(target, now) if target.waiting else _fail(target, seen.failure, now, now)
+        return _wake(target, now, for_callers=True) if target.waiting else _fail(target, seen.failure, now, now)
     if not seen.replicas:
         return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
     return target if seen.endpoints else _to(target, Waking(now, confirmed=True))
@@ -336,8 +347,11 @@ def _settle_draining(target: Target, phase: Draining, seen: Observation, now: fl
     if target.sent is not None:
         return target
     wanted = target.waiting > 0 or phase.wake_again
-    if not phase.confirmed and wanted and phase.reason is SleepReason.IDLE and _serves(target):
-        return _to(target, Ready(since=now, idle_since=now))
+    if not phase.confirmed and wanted and phase.reason in _PUT_OFF:
+        if _serves(target):
+            return _to(target, Ready(since=now, idle_since=now))
+        if phase.reason is SleepReason.ABANDONED:
+            return _to(target, Waking(now, confirmed=seen.replicas > 0, for_callers=True))
     if seen.replicas:
         return _to(target, Waking(now, confirmed=True)) if phase.confirmed else target
     if not phase.confirmed:
@@ -345,7 +359,7 @@ def _settle_draining(target: Target, phase: Draining, seen: Observation, now: fl
     if seen.live:
         return target
     if wanted:
-        return _wake(target, now)
+        return _wake(target, now, for_callers=not phase.wake_again)
     return target if target.in_flight else _to(target, Asleep(now))
 
 

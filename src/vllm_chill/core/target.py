@@ -107,6 +107,7 @@ class SleepReason(enum.Enum):
     IDLE = "idle"
     STOPPED = "stopped"
     ELSEWHERE = "scaled to 0 by someone else"
+    ABANDONED = "nobody waited for it any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,14 @@ class Waking:
     """At least one replica is wanted, none is ready.
 
     `confirmed`: the backend has been seen with a replica asked for since this phase began; a zero after that
-    is someone else's. `trouble` is the last passing failure of the backend.
+    is someone else's. `trouble` is the last passing failure of the backend. `for_callers`: it was callers who woke
+    it, and no operator has asked for it since.
     """
 
     since: float
     confirmed: bool
     trouble: str | None = None
+    for_callers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,7 @@ Phase = Unknown | Asleep | Waking | Ready | Draining | Failed
 class Limits:
     """What bounds a target's life, in seconds.
 
+    `keep_abandoned`: a wake goes on although the last caller that waited for it has left.
     `retry_first_seconds` and `retry_most_seconds` are the back-off between failed wakes: the first pause, and the
     bound that doubling stops at.
     """
@@ -186,6 +190,7 @@ class Limits:
     start_seconds: float
     retry_first_seconds: float = 5.0
     retry_most_seconds: float = 300.0
+    keep_abandoned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
