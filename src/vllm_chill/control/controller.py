@@ -235,6 +235,15 @@ class ScaleController:
             self._recorder.held(self._clock() - begun)
         return lease
 
+    def wake_for_nobody(self) -> None:
+        """Wake the target for a caller that will come again rather than wait. Raises what tells it that it cannot."""
+        if self._target.waiting:
+            return  # it is being woken for others
+        admission = admits(self._target, self._clock())
+        if isinstance(admission, Refuse) and (admission.retry_after_seconds or isinstance(self._target.phase, Unknown)):
+            raise self._refusal(admission)
+        self._apply(WakeAsked())
+
     def position(self, ticket: Ticket) -> int:
         """The place in the order of those who wait, from 1 for who is next; 0 for who does not. Up to 1 s old."""
         now = self._clock()

@@ -100,6 +100,8 @@ class Exchange:
         """The connection is gone."""
         connection, self.connection = self.connection, None
         if error is None and self.framing.close():
+            if ending := self.framing.ending:
+                self._client.write(ending)
             self.finish(None)
             return
         kind = StaleConnection if connection is not None and connection.reused and not self._heard else UpstreamReset

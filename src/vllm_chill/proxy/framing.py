@@ -56,7 +56,7 @@ class ResponseFraming:
 
     `status` is 0 until the head is whole. Once complete: `keep_alive` says whether the client can tell where the
     response ends without its connection being closed; `reusable` whether the upstream connection can take another
-    request.
+    request. `event_stream` says of a chunked response whether it is a stream of server-sent events.
     """
 
     __slots__ = (
@@ -70,6 +70,7 @@ class ResponseFraming:
         "_plain_client",
         "_state",
         "complete",
+        "event_stream",
         "keep_alive",
         "reusable",
         "status",
@@ -92,6 +93,18 @@ class ResponseFraming:
         self.complete = False
         self.keep_alive = False
         self.reusable = False
+        self.event_stream = False
+
+    @property
+    def ending(self) -> bytes:
+        """What the client is to get once the upstream has closed a response that ends with its connection."""
+        return b""
+
+    def rescue(self, event: bytes) -> bytes | None:
+        """An end in good order, with a last event, for a stream that has lost its upstream; None if there is none."""
+        if self.event_stream and self._state == _IN_CHUNKS and not self._left and not self._carry:
+            return chunk(b"\n\n" + event) + LAST_CHUNK if self._pieces is None else b"\n\n" + event
+        return None
 
     @property
     def ends_with_connection(self) -> bool:
@@ -199,6 +212,7 @@ class ResponseFraming:
         elif chunked:
             self._state = _IN_CHUNKS
             self._pieces = [] if unchunk else None
+            self.event_stream = data.find(b"text/event-stream", 0, end) >= 0
         elif length > 0:
             self._state, self._left = _IN_LENGTH, length
         else:
@@ -262,16 +276,16 @@ class ResponseFraming:
         if self._carry:
             known = len(self._carry)
             line = self._carry + data[pos : pos + _LINE_BYTES]
-            chunk, pos = _CHUNK.match(line), pos - known
-            end = pos + chunk.end() if chunk else -1
+            match, pos = _CHUNK.match(line), pos - known
+            end = pos + match.end() if match else -1
         else:
             line = b""
-            chunk = _CHUNK.match(data, pos)
-            end = chunk.end() if chunk else -1
-        if chunk is None:
+            match = _CHUNK.match(data, pos)
+            end = match.end() if match else -1
+        if match is None:
             return self._wait_for_line(line or data[pos : pos + _LINE_BYTES], _CHUNK_START, len(data)), 0
         self._carry = b""
-        length = int(chunk[1], 16)
+        length = int(match[1], 16)
         if length:
             return end, length + 2
         self._state, self._count, self._left = _IN_TRAILERS, 0, 0
@@ -308,13 +322,21 @@ class ResponseFraming:
         return body
 
 
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Bytes of a body, not empty, as a chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def _is_one_chunk(data: bytes) -> bool:
     """Whether it is one chunk from its first byte to its last, as most reads of a stream of tokens are."""
-    chunk = _CHUNK.match(data)
-    if chunk is None:
+    line = _CHUNK.match(data)
+    if line is None:
         return False
-    length = int(chunk[1], 16)
-    return length > 0 and chunk.end() + length + 2 == len(data) and data.endswith(b"\r\n")
+    length = int(line[1], 16)
+    return length > 0 and line.end() + length + 2 == len(data) and data.endswith(b"\r\n")
 
 
 def _length(value: bytes, known: int) -> int:

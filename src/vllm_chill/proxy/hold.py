@@ -1,0 +1,148 @@
+"""The hold: what happens to a request between its arrival and its lease, if it has to wait for one.
+
+The rule: a caller that is held has asked for something that makes sense, has a place in the order, and hears of it
+where it can. Whatever ends the wait, its place and its share of the budget are free at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from vllm_chill.control.controller import Lease, ScaleController, Ticket
+from vllm_chill.core.call import Call, read_call
+from vllm_chill.errors import HoldBudgetSpent, HoldRefused
+from vllm_chill.proxy.committed import Committed, Kind
+from vllm_chill.proxy.hold_terms import HoldOptions, terms, turn
+
+Describe = Callable[[int], str]
+"""What the target is doing, in words, for who is at that place in the order."""
+
+
+class Caller(Protocol):
+    """A request that may be held, as either lane has it. `body` is all of it, or what is known of it."""
+
+    committed: Committed | None
+    """What its client has been told already, from the moment that a hold is heard."""
+
+    @property
+    def peer_address(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+    def field(self, name: str) -> str | None:
+        """A field of its head."""
+
+    def commit(self, kind: Kind) -> Committed:
+        """Say that there will be a response of this kind, and send its head."""
+
+    def tell(self, data: bytes) -> None:
+        """Send bytes of the committed response, if the client takes any now."""
+
+
+class Budget:
+    """Bytes of bodies that are held. Invariant: never more than `most`."""
+
+    __slots__ = ("_most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        """Have a share. Raises HoldBudgetSpent."""
+        if self.taken + size > self._most:
+            message = f"held requests keep {self.taken} bytes of bodies, and may keep {self._most}; try again later."
+            raise HoldBudgetSpent(message, retry_after_seconds=5)
+        self.taken += size
+
+    def give_back(self, size: int) -> None:
+        """Give a share back."""
+        self.taken -= size
+
+
+class HoldDesk:
+    """Where requests to one target wait. `check` raises an AnswerableError for a call that the target cannot serve."""
+
+    def __init__(
+        self,
+        controller: ScaleController,
+        options: HoldOptions,
+        describe: Describe,
+        retry_after: Callable[[], int],
+        check: Callable[[Call], None] = lambda _: None,
+    ) -> None:
+        self.options = options
+        self.budget = Budget(options.body_budget)
+        self._controller = controller
+        self._describe = describe
+        self._retry_after = retry_after
+        self._check = check
+
+    def refuse_early(self) -> None:
+        """Raise TooManyWaiting if a request that comes now could not wait. The target must not be ready."""
+        if self._controller.full:
+            raise self._controller.too_many()
+
+    async def lease(self, caller: Caller, *, again: bool) -> Lease:
+        """A lease for who could not have one at once; `again`: it was looked at before.
+
+        Raises BadRequest and what `check` raises, HoldRefused if the caller does not want to wait, HoldBudgetSpent,
+        and whatever ScaleController.lease raises.
+        """
+        self.refuse_early()
+        call = read_call(caller.field("Content-Type"), caller.body, caller.field("Content-Encoding"))
+        if not again and self._controller.endpoint is None:
+            self._check(call)
+        options = self.options
+        granted = terms(
+            options, stream=call.stream, prefer=caller.field("Prefer"), wake_timeout=caller.field("X-Wake-Timeout")
+        )
+        if not granted.seconds:
+            raise self._refused()
+        key, priority = turn(
+            options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
+        )
+        ticket, size = Ticket(key, priority), len(caller.body)
+        self.budget.take(size)
+        heart = _Heart(self, caller, granted.beats, ticket) if granted.beats is not None else None
+        try:
+            return await self._controller.lease(granted.seconds, ticket)
+        finally:
+            self.budget.give_back(size)
+            if heart is not None:
+                heart.stop()
+
+    def words(self, ticket: Ticket) -> str:
+        """What the target is doing, for the one with this ticket."""
+        return self._describe(self._controller.position(ticket))
+
+    def _refused(self) -> HoldRefused:
+        self._controller.wake_for_nobody()
+        seconds = self._retry_after()
+        message = f"{self._controller.target.ref} is not ready: {self._describe(0)}. Try again in {seconds} s."
+        return HoldRefused(message, retry_after_seconds=seconds)
+
+
+class _Heart:
+    """Signs of life to one held client, until it is stopped."""
+
+    __slots__ = ("_caller", "_desk", "_kind", "_loop", "_ticket", "_timer")
+
+    def __init__(self, desk: HoldDesk, caller: Caller, kind: Kind, ticket: Ticket) -> None:
+        self._desk = desk
+        self._caller = caller
+        self._kind = kind
+        self._ticket = ticket
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(
+            desk.options.beat_seconds if caller.committed is not None else desk.options.beat_after_seconds, self._beat
+        )
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _beat(self) -> None:
+        committed = self._caller.committed or self._caller.commit(self._kind)
+        self._caller.tell(committed.beat(self._desk.words(self._ticket)))
+        self._timer = self._loop.call_later(self._desk.options.beat_seconds, self._beat)
