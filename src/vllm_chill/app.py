@@ -24,6 +24,7 @@ from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.server import ProxyServer
 
@@ -74,7 +75,7 @@ class Plan:
         )
 
 
-class _Record:
+class Record:
     """Everybody who wants to know what happens to the target, as one recorder, and the pool of its connections."""
 
     def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
@@ -84,6 +85,14 @@ class _Record:
     def changed(self, before: Target, after: Target, now: float) -> None:
         for recorder in self._recorders:
             recorder.changed(before, after, now)
+
+    def progressed(self, target: Target, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.progressed(target, now)
+
+    def answered(self, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.answered(now)
 
     def departed(self, endpoint: Endpoint) -> None:
         self._pool.close_endpoint(endpoint)
@@ -146,12 +155,13 @@ async def serve(
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
+        starts = StartRecord(plan.ref, metrics)
         controller = ScaleController(
-            plan.ref, plan.limits, backend, _Record((TargetRecorder(metrics), *recorders), pool)
+            plan.ref, plan.limits, backend, Record((TargetRecorder(metrics), starts, *recorders), pool)
         )
         metrics.follow(lambda: controller.target, controller.now)
         proxy = ProxyHandler(controller, pool, metrics, options)
-        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
+        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts)
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
         stack.push_async_callback(server.close)

@@ -19,11 +19,13 @@ from vllm_chill.core.target import (
     Limits,
     Observation,
     Phase,
+    Progress,
     Ready,
     Target,
     TargetRef,
     Waking,
 )
+from vllm_chill.core.target import Stage as StartStage
 from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, WakeFailed
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -40,9 +42,21 @@ class Recording:
     holds: list[float] = field(default_factory=list)
     scales: list[tuple[int, str | None]] = field(default_factory=list)
     departures: list[Endpoint] = field(default_factory=list)
+    progress: list[Progress | None] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         self.phases.append(type(after.phase).__name__)
+        self.order.append(type(after.phase).__name__)
+
+    def progressed(self, target: Target, now: float) -> None:
+        assert target.observed is not None
+        progress = target.observed.progress
+        self.progress.append(progress)
+        self.order.append("" if progress is None else progress.stage.name)
+
+    def answered(self, now: float) -> None:
+        raise AssertionError("the proxy tells this")
 
     def departed(self, endpoint: Endpoint) -> None:
         self.departures.append(endpoint)
@@ -285,3 +299,17 @@ async def test_connections_to_a_replica_that_departs_are_not_kept() -> None:
         assert stage.phase_is(Ready)
         stage.backend.unready()
         assert stage.recording.departures == [HERE, HERE]
+
+
+async def test_the_recorder_is_told_when_the_progress_changes_and_only_then() -> None:
+    async with running() as stage:
+        pulling, waiting = Progress(StartStage.PULLING), Progress(StartStage.SCHEDULING, "no node")
+        for seen in (None, waiting, waiting, pulling, pulling, None):
+            stage.controller.observed(Observation(0, 0, progress=seen))
+        assert stage.recording.progress == [waiting, pulling, None]
+
+
+async def test_a_phase_is_told_before_the_progress_that_came_with_it() -> None:
+    async with running() as stage:
+        stage.controller.observed(Observation(1, 1, progress=Progress(StartStage.LOADING)))
+        assert stage.recording.order[-2:] == ["Waking", "LOADING"]

@@ -148,3 +148,8 @@ def test_what_is_ready_has_no_time_left() -> None:
 @pytest.mark.parametrize(("whole", "seconds"), [(0.2, 1), (41.2, 42), (4000, 600)])
 def test_asleep_the_wait_is_that_of_a_whole_start_within_bounds(whole: float, seconds: int) -> None:
     assert past(took(loading=whole)).retry_after(None, 0) == seconds
+
+
+def test_a_stage_that_is_new_is_known_from_its_first_time_on() -> None:
+    known = past(took(loading=10), took(pulling=100, loading=10))
+    assert known.stages[Stage.PULLING] == StageMean(100, 0.3)

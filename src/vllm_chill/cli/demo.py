@@ -55,6 +55,12 @@ class Narrator:
             case _:
                 pass
 
+    def progressed(self, target: Target, now: float) -> None:
+        """The phases tell enough."""
+
+    def answered(self, now: float) -> None:
+        """The phases tell enough."""
+
     def departed(self, endpoint: Endpoint) -> None:
         """The phases tell enough."""
 
