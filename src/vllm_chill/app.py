@@ -7,9 +7,10 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
-from vllm_chill.ports import ClusterBackend, Recorder
+from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -107,8 +108,8 @@ class Record:
 
 
 @contextlib.asynccontextmanager
-async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
-    """The backend that the plan names. Raises SettingError."""
+async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartHistory | None]]:
+    """The backend that the plan names, and where it keeps what starts take, if anywhere. Raises SettingError."""
     settings = plan.settings
     if settings.backend == "process":
         from vllm_chill.adapters.process import Command, ProcessBackend
@@ -124,14 +125,24 @@ async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
         )
         engine = structlog.get_logger("engine")
         async with ProcessBackend(command, engine.info) as process:
-            yield process
+            yield process, _state_file(plan)
     else:
         # Imported when it is used: the client's models are a third of the proxy's memory.
         from vllm_chill.adapters.kubernetes.client import connect
         from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 
         async with connect(settings.kubeconfig) as api:
-            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port))
+            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port)), None
+
+
+def _state_file(plan: Plan) -> StartHistory | None:
+    from vllm_chill.adapters.state_file import StateFile, default_folder
+
+    named = plan.settings.state_dir
+    if named == "":
+        return None
+    folder = default_folder(os.environ) if named is None else Path(named)
+    return StateFile(folder, plan.command, structlog.get_logger("vllm_chill").warning)
 
 
 async def serve(
@@ -151,11 +162,13 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(open_backend(plan))
+        backend, history = await stack.enter_async_context(open_backend(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(plan.ref, metrics)
+        if history is not None:
+            await stack.enter_async_context(_running(starts.keep(history)))
         controller = ScaleController(
             plan.ref, plan.limits, backend, Record((TargetRecorder(metrics), starts, *recorders), pool)
         )
@@ -166,7 +179,7 @@ async def serve(
         server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
-        running = await stack.enter_async_context(_running(controller))
+        running = await stack.enter_async_context(_running(controller.run()))
         log.info("listening", host=host, port=port, target=str(plan.ref), backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
@@ -174,8 +187,8 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _running(controller: ScaleController) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(controller.run())
+async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
     try:
         yield task
     finally:

@@ -142,6 +142,11 @@ class Settings(BaseSettings):
         "/health", "HEALTH_PATH", "Target", "a path that begins with /",
         "With --backend process: the path that answers 200 once the engine is ready; vLLM's is /health.",
     )  # fmt: skip
+    state_dir: str | None = _setting(
+        None, "STATE_DIR", "Target", 'the path of a folder, or --state-dir "" to keep nothing',
+        "With --backend process: the folder that keeps how long starts take, so that the time left is known after a "
+        "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill.",
+    )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(
         timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,
         "Put the target to sleep when it has been unused for this long, from the last byte of the last response. "

@@ -99,6 +99,7 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
         "idle_timeout": idle_timeout,
         "drain_timeout": "5s",
         "log_level": "warning",
+        "state_dir": "",  # a demo leaves nothing behind
     }
     settings = load_settings(flags)
     engine = (sys.executable, "-m", "vllm_chill.demo_engine", "--port", "{port}", "--load-seconds", str(load_seconds))
