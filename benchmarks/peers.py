@@ -38,6 +38,8 @@ def _vllm_chill(*flags: str) -> Callable[[Ground, int], list[str] | None]:
             "0",
             "--health-path",
             "/v1/models",
+            "--state-dir",
+            "",
             "--log-level",
             "error",
         ]

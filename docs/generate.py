@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 
+from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
 from vllm_chill.core.events import (
     Arrived,
     Event,
@@ -186,6 +187,7 @@ _LABEL_NAMES = {
     "vllm_chill_requests": "method, route, status",
     "vllm_chill_request_duration_seconds": "route",
     "vllm_chill_scale_operations": "direction, outcome",
+    "vllm_chill_cold_start_phase_seconds": "target, phase",
     "vllm_chill_build_info": "version",
 }
 
@@ -214,6 +216,16 @@ def metrics_page() -> str:
         "`route` is one of the proxy's own paths, or `proxied`; `method` is one of HTTP's usual methods, or `OTHER`;",
         "`direction` is `up` or `down`, `outcome` is `success` or `failure`. No label ever holds what a caller",
         "made up.",
+        "",
+        "The phases of a cold start, in their order:",
+        "",
+        "| phase | what it is |",
+        "|---|---|",
+        *(f"| `{STAGE_NAMES[stage]}` | {words} |" for stage, words in STAGE_WORDS.items()),
+        "",
+        "A start has one observation for each phase that it was in; a phase that takes no time is not there, and",
+        "`first_token` is there if somebody waited for an answer. Starts that failed, and starts that were found under",
+        "way, are in the log and in `/proxy/status` only.",
         "",
     ]
     return "\n".join(lines)

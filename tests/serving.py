@@ -75,9 +75,13 @@ class Serving:
 async def serving(
     *flags: str, command: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Serving]:
-    """Run `vllm-chill serve` with these flags on a free port of the loopback address; it is ended afterwards."""
+    """Run `vllm-chill serve` with these flags on a free port of the loopback address; it is ended afterwards.
+
+    It keeps nothing, unless the flags name a --state-dir.
+    """
     process = await asyncio.create_subprocess_exec(
-        *CHILL, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json", *flags, *command_of(command),
+        *CHILL, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json",
+        "--state-dir", "", *flags, *command_of(command),
         stderr=asyncio.subprocess.PIPE, limit=1 << 20, env=clean_environment(**(environment or {})),
     )  # fmt: skip
     async with followed(process) as proxy:

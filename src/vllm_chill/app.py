@@ -8,23 +8,27 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.controller import Bounds, ScaleController
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
-from vllm_chill.ports import ClusterBackend, Recorder
+from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.server import ProxyServer
 
@@ -62,20 +66,37 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """What bounds the target's life."""
-        return Limits(self.settings.idle_timeout.total_seconds(), self.settings.start_timeout.total_seconds())
+        return Limits(
+            self.settings.idle_timeout.total_seconds(),
+            self.settings.start_timeout.total_seconds(),
+            keep_abandoned=self.settings.wake_abandoned == "keep",
+        )
+
+    @property
+    def bounds(self) -> Bounds:
+        """How many may wait, and how many a replica has at a time."""
+        return Bounds(self.settings.max_waiting, self.settings.max_in_flight or None)
 
     @property
     def options(self) -> ProxyOptions:
         """How requests are proxied."""
         s = self.settings
         return ProxyOptions(
-            hold_seconds=s.wake_timeout.total_seconds(),
+            hold=HoldOptions(
+                seconds=s.wake_timeout.total_seconds(),
+                beat_after_seconds=s.hold_heartbeat_after.total_seconds(),
+                beat_seconds=s.hold_heartbeat.total_seconds(),
+                json=JsonHold(s.hold_json),
+                body_budget=s.hold_body_budget,
+                key_field=s.fairness_header,
+                priority_keys=frozenset(key.strip() for key in s.priority_keys.split(",") if key.strip()),
+            ),
             replay_bytes=s.replay_limit,
             timeouts=RelayTimeouts(s.connect_timeout.total_seconds(), s.response_timeout.total_seconds()),
         )
 
 
-class _Record:
+class Record:
     """Everybody who wants to know what happens to the target, as one recorder, and the pool of its connections."""
 
     def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
@@ -85,6 +106,14 @@ class _Record:
     def changed(self, before: Target, after: Target, now: float) -> None:
         for recorder in self._recorders:
             recorder.changed(before, after, now)
+
+    def progressed(self, target: Target, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.progressed(target, now)
+
+    def answered(self, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.answered(now)
 
     def departed(self, endpoint: Endpoint) -> None:
         self._pool.close_endpoint(endpoint)
@@ -98,9 +127,25 @@ class _Record:
             recorder.scaled(target, replicas, error)
 
 
+def hold_desk(controller: ScaleController, options: HoldOptions, starts: StartRecord) -> HoldDesk:
+    """Where requests wait, and what they are told: from the record of the starts."""
+
+    def answered() -> None:
+        if starts.awaits_answer:
+            starts.answered(controller.now())
+
+    return HoldDesk(
+        controller,
+        options,
+        lambda position: starts.describe(controller.now(), position or None),
+        lambda: starts.retry_after(controller.now()),
+        answered=answered,
+    )
+
+
 @contextlib.asynccontextmanager
-async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
-    """The backend that the plan names. Raises SettingError."""
+async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartHistory | None]]:
+    """The backend that the plan names, and where it keeps what starts take, if anywhere. Raises SettingError."""
     settings = plan.settings
     if settings.backend == "process":
         from vllm_chill.adapters.process import Command, ProcessBackend
@@ -116,14 +161,24 @@ async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
         )
         engine = structlog.get_logger("engine")
         async with ProcessBackend(command, engine.info) as process:
-            yield process
+            yield process, _state_file(plan)
     else:
         # Imported when it is used: the client's models are a third of the proxy's memory.
         from vllm_chill.adapters.kubernetes.client import connect
         from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 
         async with connect(settings.kubeconfig) as api:
-            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port))
+            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port)), None
+
+
+def _state_file(plan: Plan) -> StartHistory | None:
+    from vllm_chill.adapters.state_file import StateFile, default_folder
+
+    named = plan.settings.state_dir
+    if named == "":
+        return None
+    folder = default_folder(os.environ) if named is None else Path(named)
+    return StateFile(folder, plan.command, structlog.get_logger("vllm_chill").warning)
 
 
 async def serve(
@@ -143,21 +198,30 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(open_backend(plan))
+        backend, history = await stack.enter_async_context(open_backend(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
+        starts = StartRecord(plan.ref, metrics)
+        if history is not None:
+            await stack.enter_async_context(_running(starts.keep(history)))
         controller = ScaleController(
-            plan.ref, plan.limits, backend, _Record((TargetRecorder(metrics), *recorders), pool)
+            plan.ref,
+            plan.limits,
+            backend,
+            Record((TargetRecorder(metrics), starts, *recorders), pool),
+            plan.bounds,
+            lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
-        proxy = ProxyHandler(controller, pool, metrics, options)
-        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
+        desk = hold_desk(controller, options.hold, starts)
+        proxy = ProxyHandler(controller, desk, pool, metrics, options)
+        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts)
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
-        running = await stack.enter_async_context(_running(controller))
+        running = await stack.enter_async_context(_running(controller.run()))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
         gc.collect()
         gc.freeze()
@@ -168,8 +232,8 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _running(controller: ScaleController) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(controller.run())
+async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
     try:
         yield task
     finally:

@@ -37,11 +37,30 @@ class ClusterBackend(Protocol):
         """
 
 
+class StartHistory(Protocol):
+    """Where what was learned of a target's starts outlasts this process: one short text for each target, opaque here.
+
+    Neither call raises: a history that cannot be kept is one that is learned anew, and one log line says why.
+    """
+
+    async def load(self, ref: TargetRef) -> str | None:
+        """The text that was saved last, or None if none was or it cannot be had."""
+
+    async def save(self, ref: TargetRef, text: str) -> None:
+        """Keep this text in place of the one before."""
+
+
 class Recorder(Protocol):
     """Whoever keeps a record of what happens to a target. Calls return at once and never raise."""
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         """Take a change of phase; `now` is in seconds on the clock of the phases."""
+
+    def progressed(self, target: Target, now: float) -> None:
+        """Take that the start is seen to be elsewhere: `target.observed.progress` is another than before."""
+
+    def answered(self, now: float) -> None:
+        """Take that the first byte of an answer to a held request has come."""
 
     def departed(self, endpoint: Endpoint) -> None:
         """Take that a replica behind this endpoint no longer serves: a kept connection may lead to it."""

@@ -142,6 +142,11 @@ class Settings(BaseSettings):
         "/health", "HEALTH_PATH", "Target", "a path that begins with /",
         "With --backend process: the path that answers 200 once the engine is ready; vLLM's is /health.",
     )  # fmt: skip
+    state_dir: str | None = _setting(
+        None, "STATE_DIR", "Target", 'the path of a folder, or --state-dir "" to keep nothing',
+        "With --backend process: the folder that keeps how long starts take, so that the time left is known after a "
+        "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill.",
+    )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(
         timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,
         "Put the target to sleep when it has been unused for this long, from the last byte of the last response. "
@@ -179,6 +184,50 @@ class Settings(BaseSettings):
         timedelta(minutes=30), "RESPONSE_TIMEOUT", "Timing", _DURATION,
         "How long the target may be silent before its response begins. A long answer that is not streamed "
         "begins with its last token.",
+    )  # fmt: skip
+    max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = _setting(
+        1000, "MAX_WAITING", "Holding", "a number of requests, at least 1",
+        "How many requests may be held at a time; one more is answered 429 with Retry-After. A held request costs the "
+        "proxy about 5 KB and its body.",
+    )  # fmt: skip
+    max_in_flight: Annotated[int, Field(ge=0, le=1_000_000)] = _setting(
+        0, "MAX_IN_FLIGHT", "Holding", "a number of requests, or 0 for any",
+        "How many requests a replica gets at a time; the rest are held and follow as places come free. vLLM queues by "
+        "itself, so 0 is right unless its queue must stay short.",
+    )  # fmt: skip
+    hold_body_budget: Size = _setting(
+        256 << 20, "HOLD_BODY_BUDGET", "Holding", "a size in bytes, such as 256Mi",
+        "How many bytes the bodies of held requests may take together; a request beyond it is answered 503.",
+    )  # fmt: skip
+    hold_heartbeat_after: Duration = _setting(
+        timedelta(seconds=15), "HOLD_HEARTBEAT_AFTER", "Holding", "a duration of zero or more; 0 for never",
+        "After how long a held request for a stream is told, in comments of the stream, that it is held: below the "
+        "60 s after which most ingresses cut a silent connection.",
+    )  # fmt: skip
+    hold_heartbeat: PositiveDuration = _setting(
+        timedelta(seconds=10), "HOLD_HEARTBEAT", "Holding", _DURATION,
+        "How often it is told again.",
+    )  # fmt: skip
+    hold_json: Literal["silent", "whitespace", "fail"] = _setting(
+        "silent", "HOLD_JSON", "Holding", "silent, whitespace or fail",
+        "How a request is held that wants JSON in one piece: in silence; with spaces before the JSON, which commits "
+        "to status 200; or not at all: 503 with Retry-After at once, while the target wakes.",
+    )  # fmt: skip
+    fairness_header: Annotated[str, _matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")] = _setting(
+        "Authorization", "FAIRNESS_HEADER", "Holding", "the name of a header",
+        "Held requests with different values of this header take turns; without it, different client addresses do.",
+    )  # fmt: skip
+    priority_keys: str = _setting(
+        "", "PRIORITY_KEYS", "Holding", "values of --fairness-header, separated by commas",
+        "Who may say X-Priority: high, normal or low. Of a bearer token the token alone is enough.",
+    )  # fmt: skip
+    wake_abandoned: Literal["keep", "cancel"] = _setting(
+        "keep", "WAKE_ABANDONED", "Holding", "keep or cancel",
+        "What becomes of a wake when the last request that waited for it has left: it goes on, or is given up.",
+    )  # fmt: skip
+    stream_idle_timeout: Duration = _setting(
+        timedelta(minutes=10), "STREAM_IDLE_TIMEOUT", "Holding", "a duration of zero or more; 0 for never",
+        "A response from a replica that is gone is ended, with an error, once it has been silent for this long.",
     )  # fmt: skip
     host: Host = _setting(
         "0.0.0.0", "HOST", "Listening", _HOST,  # noqa: S104 - a proxy in a container is reached from outside

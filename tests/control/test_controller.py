@@ -20,11 +20,13 @@ from vllm_chill.core.target import (
     Limits,
     Observation,
     Phase,
+    Progress,
     Ready,
     Target,
     TargetRef,
     Waking,
 )
+from vllm_chill.core.target import Stage as StartStage
 from vllm_chill.errors import BackendRefused, BackendUnavailable, HoldExpired, TargetUnknown, TooManyWaiting, WakeFailed
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -41,9 +43,21 @@ class Recording:
     holds: list[float] = field(default_factory=list)
     scales: list[tuple[int, str | None]] = field(default_factory=list)
     departures: list[Endpoint] = field(default_factory=list)
+    progress: list[Progress | None] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         self.phases.append(type(after.phase).__name__)
+        self.order.append(type(after.phase).__name__)
+
+    def progressed(self, target: Target, now: float) -> None:
+        assert target.observed is not None
+        progress = target.observed.progress
+        self.progress.append(progress)
+        self.order.append("" if progress is None else progress.stage.name)
+
+    def answered(self, now: float) -> None:
+        raise AssertionError("the proxy tells this")
 
     def departed(self, endpoint: Endpoint) -> None:
         self.departures.append(endpoint)
@@ -408,3 +422,17 @@ class TestTheWaitingRoom:
             there = Endpoint("127.0.0.2", 8000)
             stage.controller.observed(Observation(2, 2, (HERE, there)))
             assert (await second).endpoint == there
+
+
+async def test_the_recorder_is_told_when_the_progress_changes_and_only_then() -> None:
+    async with running() as stage:
+        pulling, waiting = Progress(StartStage.PULLING), Progress(StartStage.SCHEDULING, "no node")
+        for seen in (None, waiting, waiting, pulling, pulling, None):
+            stage.controller.observed(Observation(0, 0, progress=seen))
+        assert stage.recording.progress == [waiting, pulling, None]
+
+
+async def test_a_phase_is_told_before_the_progress_that_came_with_it() -> None:
+    async with running() as stage:
+        stage.controller.observed(Observation(1, 1, progress=Progress(StartStage.LOADING)))
+        assert stage.recording.order[-2:] == ["Waking", "LOADING"]

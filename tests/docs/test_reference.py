@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_chill.api.status import ProxyStatus, TargetStatus
+from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.core.routing import METHODS
 from vllm_chill.errors import AnswerableError
 
@@ -52,4 +52,10 @@ def test_the_status_in_the_page_has_the_fields_that_there_are() -> None:
     assert example is not None
     status = ProxyStatus.model_validate_json(example[1], strict=True)
     assert status.model_fields_set == set(ProxyStatus.model_fields)
-    assert status.targets[0].model_fields_set == set(TargetStatus.model_fields)
+    [target] = status.targets
+    assert target.model_fields_set == set(TargetStatus.model_fields)
+    assert target.start is not None
+    assert target.start.model_fields_set == set(StartStatus.model_fields)
+    assert target.last_start is not None
+    assert target.last_start.model_fields_set == set(PastStartStatus.model_fields)
+    assert sum(target.last_start.stages.values()) == pytest.approx(target.last_start.total_seconds)

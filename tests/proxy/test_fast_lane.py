@@ -35,6 +35,8 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.target import Endpoint, Limits, TargetRef
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
@@ -96,7 +98,9 @@ async def lane_to(
         controller = ScaleController(TargetRef("t", "t"), Limits(300, 300), backend, TargetRecorder(metrics))
         running = asyncio.create_task(controller.run())
         stack.callback(running.cancel)
-        handler = ProxyHandler(controller, pool, metrics, ProxyOptions(5, replay_bytes, RelayTimeouts(2, response)))
+        options = ProxyOptions(HoldOptions(5), replay_bytes, RelayTimeouts(2, response))
+        desk = HoldDesk(controller, options.hold, lambda _: "waking", lambda: 7)
+        handler = ProxyHandler(controller, desk, pool, metrics, options)
         slow: list[str] = []
 
         async def proxied(request: web.BaseRequest) -> web.StreamResponse:
@@ -476,7 +480,7 @@ class TestAHold:
     async def test_a_bug_is_answered_with_500(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with lane_to(echo, replicas=0) as lane:
 
-            async def broken(_: float) -> None:
+            async def broken(*_: object) -> None:
                 raise LookupError("not for clients")
 
             monkeypatch.setattr(lane.controller, "lease", broken)

@@ -15,15 +15,20 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.adapters.memory import MemoryBackend
-from vllm_chill.control.controller import ScaleController
+from vllm_chill.app import Record, hold_desk
+from vllm_chill.control.controller import Bounds, ScaleController
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.server import ProxyServer
+
+REF = TargetRef("test", "vllm")
 
 FAST_LANE = ContextVar("FAST_LANE", default=True)
 """Whether a stage has the fast lane, where its caller does not say."""
@@ -55,6 +60,7 @@ class Stage:
     controller: ScaleController
     backend: MemoryBackend
     metrics: Metrics
+    starts: StartRecord
     server: ProxyServer
     hits: list[str] = field(default_factory=list)
 
@@ -100,6 +106,9 @@ async def stage(
     replay_bytes: int = 1 << 20,
     response: float | None = 10.0,
     fast: bool | None = None,
+    terms: HoldOptions | None = None,
+    bounds: Bounds | None = None,
+    keep_abandoned: bool = True,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane."""
     hits: list[str] = []
@@ -118,11 +127,19 @@ async def stage(
         metrics = Metrics(CollectorRegistry(), "test")
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
-        controller = ScaleController(TargetRef("test", "vllm"), Limits(idle, limit), backend, TargetRecorder(metrics))
+        starts = StartRecord(REF, metrics)
+        controller = ScaleController(
+            REF,
+            Limits(idle, limit, keep_abandoned=keep_abandoned),
+            backend,
+            Record((TargetRecorder(metrics), starts), pool),
+            bounds,
+            lambda: starts.retry_after(controller.now()),
+        )
         metrics.follow(lambda: controller.target, controller.now)
-        options = ProxyOptions(hold, replay_bytes, RelayTimeouts(2.0, response))
-        handler = ProxyHandler(controller, pool, metrics, options)
-        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining)
+        options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
+        handler = ProxyHandler(controller, hold_desk(controller, options.hold, starts), pool, metrics, options)
+        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining, starts)
         has_lane = FAST_LANE.get() if fast is None else fast
         server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None)
         stack.push_async_callback(server.close)
@@ -131,7 +148,9 @@ async def stage(
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         await asyncio.sleep(0)
-        yield Stage(f"http://{address[0]}:{address[1]}", address, session, controller, backend, metrics, server, hits)
+        yield Stage(
+            f"http://{address[0]}:{address[1]}", address, session, controller, backend, metrics, starts, server, hits
+        )
         assert not running.done(), running.result()
 
 

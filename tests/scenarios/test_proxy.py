@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -229,9 +230,10 @@ class TestUpstreamTrouble:
             assert status == 502
             assert len(s.hits) == 1
 
-    async def test_after_the_first_byte_never_and_the_caller_cannot_take_it_for_the_whole(self) -> None:
+    @pytest.mark.parametrize("kind", ["text/plain", "text/event-stream"])
+    async def test_after_the_first_byte_never_and_the_caller_cannot_take_it_for_the_whole(self, kind: str) -> None:
         async def dies_within(request: web.BaseRequest) -> web.StreamResponse:
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            response = web.StreamResponse(headers={"Content-Type": kind})
             await response.prepare(request)
             await response.write(b"data: 0\n\n")
             await asyncio.sleep(0.05)
@@ -241,8 +243,14 @@ class TestUpstreamTrouble:
         async with stage(dies_within, awake=True) as s:
             async with s.session.post(s.url + CHAT, json={}) as response:
                 assert response.status == 200
-                with pytest.raises(aiohttp.ClientError):
-                    await response.read()
+                if kind == "text/plain":
+                    with pytest.raises(aiohttp.ClientError):
+                        await response.read()
+                else:
+                    first, error, done = (await response.read()).decode().split("data: ")[1:]
+                    assert first.startswith("0\n\n")
+                    assert json.loads(error)["error"]["code"] == "upstream_reset"
+                    assert done == "[DONE]\n\n"
             assert len(s.hits) == 1
             await s.until(lambda: s.metric("vllm_chill_responses_cut_total") == 1)
             assert s.controller.target.in_flight == 0
@@ -329,13 +337,13 @@ class TestForwarding:
             _, body = await s.post("/v1/files", data=chunks())
             assert body["size"] == 1_000_000
 
-    async def test_expect_100_continue_is_answered_once_the_target_is_ready(self) -> None:
+    async def test_expect_100_continue_is_answered_before_anything_wakes(self) -> None:
         async with stage(start=0.2) as s:
             reader, writer = await asyncio.open_connection(*s.address)
             writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
             interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
             assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
-            assert s.phase_is(Ready)
+            assert s.phase_is(Asleep)
             writer.write(b"hello")
             assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)).startswith(b"HTTP/1.1 200 OK")
             writer.close()

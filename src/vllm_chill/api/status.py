@@ -6,10 +6,43 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
 from vllm_chill.core.lifecycle import next_deadline
+from vllm_chill.core.starts import Starts
 from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Ready, Target, Unknown, Waking
 
 PhaseName = Literal["unknown", "asleep", "waking", "ready", "draining", "failed"]
+OutcomeName = Literal["ready", "failed", "stopped"]
+
+
+class StartStatus(BaseModel):
+    """A cold start under way, until the first byte of its first answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    """What it is at now, one of the phases of `vllm_chill_cold_start_phase_seconds`."""
+    detail: str | None = None
+    """More of that in words, such as the scheduler's."""
+    elapsed_seconds: float
+    eta_seconds: float | None = None
+    """When the target will probably be ready; null until a start has become ready."""
+
+
+class PastStartStatus(BaseModel):
+    """A cold start that is over."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: OutcomeName
+    total_seconds: float
+    """From the wish for a replica to the first byte of a first answer, or to ready if nobody waited for one."""
+    stages: dict[str, float]
+    """The seconds of each stage that took time, in their order; they add up to the total."""
+    stopped_at: str | None = None
+    """The stage in which it failed or was stopped."""
+    detail: str | None = None
+    cause: str | None = None
 
 
 class TargetStatus(BaseModel):
@@ -35,6 +68,10 @@ class TargetStatus(BaseModel):
     """When it will be put to sleep if nobody uses it."""
     cause: str | None = None
     """Why it failed, drains, or is not known."""
+    start: StartStatus | None = None
+    """The cold start under way."""
+    last_start: PastStartStatus | None = None
+    """The newest one that is over, since this proxy began."""
 
 
 class ProxyStatus(BaseModel):
@@ -48,8 +85,8 @@ class ProxyStatus(BaseModel):
     targets: list[TargetStatus]
 
 
-def target_status(target: Target, now: float, limits: Limits) -> TargetStatus:
-    """The status of a target at `now`."""
+def target_status(target: Target, now: float, limits: Limits, starts: Starts) -> TargetStatus:
+    """The status of a target and its starts at `now`."""
     phase, seen = target.phase, target.observed
     unused = isinstance(phase, Ready) and not target.waiting and not target.in_flight
     deadline = next_deadline(target, limits) if unused else None
@@ -64,6 +101,30 @@ def target_status(target: Target, now: float, limits: Limits) -> TargetStatus:
         idle_seconds=round(now - phase.idle_since, 3) if unused and isinstance(phase, Ready) else None,
         sleeps_in_seconds=None if deadline is None else round(max(0.0, deadline - now), 3),
         cause=_cause(target),
+        start=None if starts.current is None else _start(starts.current, starts.eta(now), now),
+        last_start=None if starts.last is None else _past_start(starts.last, now),
+    )
+
+
+def _start(start: ColdStart, eta_seconds: float | None, now: float) -> StartStatus:
+    return StartStatus(
+        stage=STAGE_NAMES[start.stage],
+        detail=start.detail or None,
+        elapsed_seconds=round(start.elapsed(now), 3),
+        eta_seconds=None if eta_seconds is None else round(eta_seconds, 3),
+    )
+
+
+def _past_start(start: ColdStart, now: float) -> PastStartStatus:
+    assert start.outcome is not None
+    ready = start.outcome is Outcome.READY
+    return PastStartStatus(
+        outcome=start.outcome.value,
+        total_seconds=round(start.elapsed(now), 3),
+        stages={STAGE_NAMES[stage]: round(seconds, 3) for stage, seconds in start.seconds(now).items()},
+        stopped_at=None if ready else STAGE_NAMES[start.stage],
+        detail=start.detail or None,
+        cause=start.cause,
     )
 
 

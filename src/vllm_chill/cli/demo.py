@@ -55,6 +55,12 @@ class Narrator:
             case _:
                 pass
 
+    def progressed(self, target: Target, now: float) -> None:
+        """The phases tell enough."""
+
+    def answered(self, now: float) -> None:
+        """The phases tell enough."""
+
     def departed(self, endpoint: Endpoint) -> None:
         """The phases tell enough."""
 
@@ -93,6 +99,7 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
         "idle_timeout": idle_timeout,
         "drain_timeout": "5s",
         "log_level": "warning",
+        "state_dir": "",  # a demo leaves nothing behind
     }
     settings = load_settings(flags)
     engine = (sys.executable, "-m", "vllm_chill.demo_engine", "--port", "{port}", "--load-seconds", str(load_seconds))

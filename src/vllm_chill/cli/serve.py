@@ -38,7 +38,14 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _metavar(name: str) -> str:
-    suffixes = {"timeout": "DURATION", "delay": "DURATION", "port": "PORT", "host": "HOST", "limit": "SIZE"}
+    suffixes = {
+        "timeout": "DURATION",
+        "delay": "DURATION",
+        "port": "PORT",
+        "host": "HOST",
+        "limit": "SIZE",
+        "dir": "FOLDER",
+    }
     return suffixes.get(name.rpartition("_")[2], "TEXT" if name != "kubeconfig" else "FILE")
 
 

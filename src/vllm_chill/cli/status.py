@@ -12,10 +12,13 @@ import click
 import durationpy
 from pydantic import ValidationError
 
-from vllm_chill.api.status import ProxyStatus, TargetStatus
+from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
+from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
+from vllm_chill.core.target import Stage
 from vllm_chill.errors import SettingError
 
 _TIMEOUT_SECONDS = 10
+_STAGE_WORDS = {STAGE_NAMES[stage]: words for stage, words in STAGE_WORDS.items()}
 
 
 @click.command(short_help="Tell the state of a running proxy.")
@@ -41,7 +44,7 @@ def status(url: str, as_json: bool) -> None:
         click.echo(json.dumps(answer.model_dump(), indent=2))
         return
     for target in answer.targets:
-        click.echo(_describe(target))
+        click.echo(describe(target))
     if answer.draining:
         click.echo("This proxy is shutting down.")
 
@@ -59,19 +62,53 @@ def _ask(url: str) -> ProxyStatus:
         connection.close()
 
 
-def _describe(target: TargetStatus) -> str:
+def describe(target: TargetStatus) -> str:
+    """The status for a person: a row for each thing there is to say."""
     rows = [
         ("target", target.target),
         ("phase", target.phase + (f", for {_words(target.phase_seconds)}" if target.phase_seconds else "")),
         ("cause", target.cause),
+        ("start", None if target.start is None else _start(target.start)),
         ("waiting", str(target.waiting)),
         ("in flight", str(target.in_flight)),
         ("idle for", _words(target.idle_seconds)),
         ("sleeps in", _words(target.sleeps_in_seconds)),
         ("replicas", None if target.replicas is None else str(target.replicas)),
         ("endpoints", ", ".join(target.endpoints) or None),
+        ("last start", None if target.last_start is None else _last_start(target.last_start, target.cause)),
     ]
     return "\n".join(f"{name:<10} {value}" for name, value in rows if value is not None)
+
+
+def _start(start: StartStatus) -> str:
+    parts = [_with_detail(start.stage, start.detail), f"{duration(start.elapsed_seconds)} so far"]
+    if start.eta_seconds is not None and start.stage != STAGE_NAMES[Stage.ANSWERING]:
+        parts.append(time_left(start.eta_seconds))
+    return ", ".join(parts)
+
+
+def _last_start(start: PastStartStatus, told: str | None) -> str:
+    """Its outcome, and a row for each stage. `told` is a cause that is said elsewhere."""
+    summary = f"{start.outcome} after {_precisely(start.total_seconds)}"
+    if start.stopped_at is not None:
+        summary += f", {_with_detail(start.stopped_at, start.detail)}"
+    if start.cause is not None and start.cause != told:
+        summary += f": {start.cause}"
+    width = max((len(_doing(stage)) for stage in start.stages), default=0)
+    rows = (f"{_doing(stage):<{width}}  {_precisely(seconds):>6}" for stage, seconds in start.stages.items())
+    return "\n".join([summary, *(f"{'':<10}   {row}" for row in rows)])
+
+
+def _with_detail(stage: str, detail: str | None) -> str:
+    return f"{_doing(stage)} ({detail})" if detail else _doing(stage)
+
+
+def _doing(stage: str) -> str:
+    return _STAGE_WORDS.get(stage, stage)  # a newer proxy may have more of them
+
+
+def _precisely(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 
 def _words(seconds: float | None) -> str | None:

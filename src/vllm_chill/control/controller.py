@@ -165,6 +165,8 @@ class ScaleController:
         """Take what the target is now."""
         before = self._target.observed
         self._apply(Observed(observation))
+        if observation.progress != (None if before is None else before.progress):
+            self._recorder.progressed(self._target, self._clock())
         if before is not None:
             for endpoint in observation.departed_from(before):
                 self._recorder.departed(endpoint)

@@ -13,6 +13,8 @@ from vllm_chill.control.controller import Lease, ScaleController
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.exchange import StaleConnection
+from vllm_chill.proxy.hold import Caller, HoldDesk
+from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -25,9 +27,9 @@ _REFUSED_MOST_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """How requests are proxied: how long one is held, and how large a body is kept for a replay."""
+    """How requests are proxied: on which terms one is held, and how large a body is kept for a replay."""
 
-    hold_seconds: float
+    hold: HoldOptions
     replay_bytes: int
     timeouts: RelayTimeouts
 
@@ -35,12 +37,27 @@ class ProxyOptions:
 class Attempts:
     """One request's attempts. `fresh` says that the next one needs a new connection, as a kept one was stale."""
 
-    __slots__ = ("_began", "_controller", "_metrics", "_options", "_patience", "_pause", "_replayed", "fresh")
+    __slots__ = (
+        "_began",
+        "_caller",
+        "_controller",
+        "_desk",
+        "_held",
+        "_metrics",
+        "_patience",
+        "_pause",
+        "_replayed",
+        "fresh",
+    )
 
-    def __init__(self, controller: ScaleController, metrics: Metrics, options: ProxyOptions) -> None:
+    def __init__(
+        self, controller: ScaleController, desk: HoldDesk, metrics: Metrics, options: ProxyOptions, caller: Caller
+    ) -> None:
         self._controller = controller
+        self._desk = desk
+        self._caller = caller
         self._metrics = metrics
-        self._options = options
+        self._held = False
         self._began = controller.now()
         self._patience = options.timeouts.connect_seconds
         self._pause = _REFUSED_FIRST_SECONDS
@@ -48,10 +65,18 @@ class Attempts:
         self.fresh = False
 
     async def lease(self) -> Lease:
-        """A lease for the next attempt, held back until the target is ready. Raises as ScaleController.lease does."""
-        lease = self._controller.lease_now() or await self._controller.lease(self._options.hold_seconds)
+        """A lease for the next attempt, held back until the target is ready. Raises as HoldDesk.lease does."""
+        lease = self._controller.lease_now()
+        if lease is None:
+            again, self._held = self._held, True
+            lease = await self._desk.lease(self._caller, again=again)
         self._began = self._controller.now()
         return lease
+
+    def answered(self) -> None:
+        """The first bytes of the response are here."""
+        if self._held:
+            self._desk.answered()
 
     async def after(self, failure: ChillError, lost: Endpoint, *, replayable: bool) -> None:
         """Return when it is time for another attempt. Raises the failure if there is none to be had."""

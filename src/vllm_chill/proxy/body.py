@@ -46,12 +46,13 @@ class RequestBody:
     only up to `limit`. `framing` is the field that says so to the upstream, with its line end.
     """
 
-    __slots__ = ("_ended", "_kept", "_limit", "_payload", "_small", "_whole", "framing")
+    __slots__ = ("_ended", "_kept", "_length", "_limit", "_payload", "_small", "_whole", "framing")
 
     def __init__(self, request: BaseRequest, limit: int = KEPT_BYTES) -> None:
         self._payload = payload = request.content
         self._limit = limit
         self._whole: bytes | None = None
+        self._length = 0
         self._small = True
         self._ended = False
         self._kept: bytearray | None = None  # bytes and not pieces: a million pieces of a byte would weigh 40 MB
@@ -66,11 +67,22 @@ class RequestBody:
             length = payload.total_bytes if payload.is_eof() else request.content_length
         self.framing = _CHUNKED if length is None else b"Content-Length: %d\r\n" % length
         self._small = length is not None and length <= limit
+        self._length = length or 0
 
     @property
     def replayable(self) -> bool:
         """Whether it can be sent from its start: nothing that was sent has been forgotten."""
         return self._whole is not None or self._kept is not None
+
+    @property
+    def small(self) -> bool:
+        """Whether it is one that is read whole."""
+        return self._small
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of it, at most, `load` would have to read."""
+        return 0 if self._whole is not None or not self._small else self._length
 
     @property
     def whole(self) -> bytes | None:

@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from vllm_chill.api.openai import error_envelope
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import ChillError, UpstreamInvalid, UpstreamReset, UpstreamSilent
+from vllm_chill.errors import AnswerableError, ChillError, UpstreamInvalid, UpstreamReset, UpstreamSilent
 from vllm_chill.proxy.aiohttp_seam import cut_off
+from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -71,7 +73,7 @@ class Exchange:
         connection.exchange = self
 
     def began(self) -> None:
-        """The client was sent bytes of the response, and there are more to come."""
+        """The first bytes of the response are here."""
 
     def finish(self, failure: ChillError | None) -> None:
         """The response is whole, or it will never be."""
@@ -87,14 +89,14 @@ class Exchange:
             self.fail(named(UpstreamInvalid, f"{self._endpoint} answered, but {illegal.message}", illegal))
             return
         if out:
+            if not self.sent:
+                self.began()
             self._client.write(out)
             self.sent += len(out)
         if framing.complete:
             self._complete()
-        elif out:
-            self.began()
-            if self._downstream.writing_paused:
-                self._wait_for_client()
+        elif out and self._downstream.writing_paused:
+            self._wait_for_client()
 
     def ended(self, error: Exception | None) -> None:
         """The connection is gone."""
@@ -119,6 +121,15 @@ class Exchange:
         if connection is not None:
             connection.exchange = None
             connection.transport.abort()
+
+    def end_early(self, failure: ChillError) -> None:
+        """End a response that will never be whole: a stream of events with one that says so, if that can be done."""
+        error = failure if isinstance(failure, AnswerableError) else UpstreamReset(failure.message)
+        last = self.framing.rescue(error_event(error_envelope(error)))
+        if last is not None:
+            self._client.write(last)
+        else:
+            self.cut_client()
 
     def cut_client(self) -> None:
         """Abort the client's connection within its response: it cannot take what there is for the whole."""

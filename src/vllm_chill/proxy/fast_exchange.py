@@ -7,17 +7,21 @@ hold, a new connection, another attempt) is awaited in a task of its own, which 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.attempts import Attempts
+from vllm_chill.proxy.committed import Committed, CommittedFraming, Kind
 from vllm_chill.proxy.exchange import Downstream, Exchange, silent
 from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
+from vllm_chill.proxy.hold import Caller, HoldDesk
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -48,7 +52,8 @@ class FastLane:
     """
 
     lease_now: Callable[[], Lease | None]
-    attempts: Callable[[], Attempts]
+    attempts: Callable[[Caller], Attempts]
+    desk: HoldDesk
     cut: Callable[[], None]
     counter: Counter
     pool: UpstreamPool
@@ -80,7 +85,18 @@ class FastExchange(Exchange):
     `_request` has what has come of the request. It holds a lease while it has a connection or is getting one.
     """
 
-    __slots__ = ("_attempts", "_begun", "_connection", "_lease", "_over", "_plain", "_request", "_task")
+    __slots__ = (
+        "_attempts",
+        "_begun",
+        "_connection",
+        "_lease",
+        "_over",
+        "_plain",
+        "_request",
+        "_share",
+        "_task",
+        "committed",
+    )
 
     def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
         super().__init__(connection, connection.transport, ResponseFraming(), connection.lane.pool)
@@ -92,6 +108,33 @@ class FastExchange(Exchange):
         self._attempts: Attempts | None = None
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self._share = 0  # of the budget for held bodies
+        self.committed: Committed | None = None
+
+    @property
+    def peer_address(self) -> str:
+        return self._connection.peer[0]
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self._request[self._plain.start :])
+
+    def field(self, name: str) -> str | None:
+        """A field of its head."""
+        found = re.search(
+            rb"\r\n%b: ([^\r\n]*)" % re.escape(name.encode()), self._request[: self._plain.start], re.IGNORECASE
+        )
+        return found[1].decode("ascii") if found is not None else None
+
+    def commit(self, kind: Kind) -> Committed:
+        self.committed = Committed(kind)
+        self.framing = CommittedFraming(self.committed)
+        self._client.write(self.committed.head())
+        return self.committed
+
+    def tell(self, data: bytes) -> None:
+        if not self._connection.writing_paused:
+            self._client.write(data)
 
     @property
     def unread(self) -> bool:
@@ -111,12 +154,25 @@ class FastExchange(Exchange):
         """Take the first bytes: the head, and what there is behind it."""
         end = self._plain.start + (self._plain.length or 0)
         if len(data) < end:
-            self.more(data)
+            if self._may_come(end - len(data)):
+                self.more(data)
         elif len(data) == end:
             self._begin(data, now)
         else:
             self._connection.hold_back(data[end:])
             self._begin(data[:end], now)
+
+    def _may_come(self, size: int) -> bool:
+        """Whether as much more is to be read; it is not, where it would have to be held and cannot."""
+        desk = self._connection.lane.desk
+        if desk.holds:
+            try:
+                desk.refuse_early(size)
+            except AnswerableError as error:
+                self._answer(error)
+                return False
+            self._share = size
+        return True
 
     def more(self, data: bytes) -> None:
         """What comes from the client: the rest of the body, or what is behind it."""
@@ -136,6 +192,8 @@ class FastExchange(Exchange):
     def _begin(self, request: bytes, now: float) -> None:
         """Send the request, which is whole: at once if that can be done, and else as soon as it can."""
         self._request = request
+        if self._share:
+            self._give_back_share()
         lane = self._connection.lane
         lease = self._lease = lane.lease_now()
         connection = lane.pool.take(lease.endpoint) if lease is not None else None
@@ -185,7 +243,7 @@ class FastExchange(Exchange):
 
     async def _connected(self, failure: ChillError | None) -> UpstreamConnection:
         lane = self._connection.lane
-        attempts = self._attempts = self._attempts or lane.attempts()
+        attempts = self._attempts = self._attempts or lane.attempts(self)
         while True:
             if failure is not None:
                 assert self._endpoint is not None
@@ -198,6 +256,10 @@ class FastExchange(Exchange):
                 return connection or await self._pool.connect(lease.endpoint, lane.timeouts.connect_seconds)
             except UpstreamRefused as refused:
                 failure = refused
+
+    def began(self) -> None:
+        if self._attempts is not None:
+            self._attempts.answered()
 
     def time_out(self) -> None:
         """The response has not begun in time."""
@@ -214,13 +276,13 @@ class FastExchange(Exchange):
             else:
                 self._end()
         elif self.sent:
-            self._cut()
+            self._cut(failure)
         else:
             self._again(failure)
 
     def _again(self, failure: ChillError) -> None:
         self._heard = self.request_sent = False
-        self.framing = ResponseFraming()
+        self.framing = ResponseFraming() if self.committed is None else CommittedFraming(self.committed)
         self._attend(failure)
 
     def abandon(self) -> None:
@@ -228,7 +290,7 @@ class FastExchange(Exchange):
         if not self._over:
             self.drop()
             self._count(_CLIENT_LEFT)
-            if self.sent:
+            if self.sent or self.committed is not None:
                 self.cut_client()
 
     def _end(self) -> None:
@@ -237,16 +299,19 @@ class FastExchange(Exchange):
             keep_alive = self.framing.keep_alive and not self._connection.lane.counter.draining
             self._connection.over(now, keep_alive=keep_alive, unread=self.unread)
 
-    def _cut(self) -> None:
+    def _cut(self, failure: ChillError) -> None:
         self._connection.lane.cut()
         now = self._count(self.framing.status)
-        self.cut_client()
+        self.end_early(failure)
         self._connection.over(now, keep_alive=False)
 
     def _answer(self, error: AnswerableError) -> None:
         self._task = None
         keep_alive = not self._connection.lane.counter.draining and not self.unread
-        self._client.write(answer_bytes(error, keep_alive=keep_alive))
+        if self.committed is not None:
+            self._client.write(self.committed.failure(error_envelope(error)))
+        else:
+            self._client.write(answer_bytes(error, keep_alive=keep_alive))
         self._connection.over(self._count(error.status), keep_alive=keep_alive, unread=self.unread)
 
     def _count(self, status: int) -> float:
@@ -254,8 +319,14 @@ class FastExchange(Exchange):
         self._over = True
         if self._task is not None:
             self._task.cancel()
+        if self._share:
+            self._give_back_share()
         self._release()
         return self._connection.lane.counter.ended(self._plain.head.method, status, self._begun)
+
+    def _give_back_share(self) -> None:
+        share, self._share = self._share, 0
+        self._connection.lane.desk.budget.give_back(share)
 
     def _release(self) -> None:
         lease, self._lease = self._lease, None
@@ -281,9 +352,11 @@ class FastUpload(FastExchange):
 
     def start(self, data: bytes, now: float) -> None:
         self._request = bytearray()
+        if not self._may_come(_BEFORE_SENT_BYTES):
+            return
         self.more(data)
         # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
-        self._attempts = self._connection.lane.attempts()
+        self._attempts = self._connection.lane.attempts(self)
         self._attempts.fresh = True
         self._attend(None)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
+from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.errors import ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
+from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
+from vllm_chill.proxy.hold import Caller, HoldDesk
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -22,9 +26,15 @@ class ProxyHandler:
     """Proxies requests to one target."""
 
     def __init__(
-        self, controller: ScaleController, pool: UpstreamPool, metrics: Metrics, options: ProxyOptions
+        self,
+        controller: ScaleController,
+        desk: HoldDesk,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        options: ProxyOptions,
     ) -> None:
         self._controller = controller
+        self._desk = desk
         self._pool = pool
         self._metrics = metrics
         self._options = options
@@ -34,6 +44,7 @@ class ProxyHandler:
         return FastLane(
             self._controller.lease_now,
             self._attempts,
+            self._desk,
             self._metrics.responses_cut.inc,
             counter,
             self._pool,
@@ -47,19 +58,47 @@ class ProxyHandler:
         Raises an AnswerableError while nothing has reached the client.
         """
         expects = _expects_continue(request)
-        attempts = self._attempts()
+        body = RequestBody(request, self._options.replay_bytes)
+        caller = _Caller(request, body)
+        attempts = self._attempts(caller)
         if (protocol := upgrade_of(request)) is not None:
             with await attempts.lease() as lease:
                 return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
-        body = RequestBody(request, self._options.replay_bytes)
+        try:
+            if self._desk.holds:
+                self._desk.refuse_early(size := body.missing)
+                try:
+                    if expects and body.small:
+                        expects = await _say_continue(request)
+                    await body.load()
+                finally:
+                    self._desk.budget.give_back(size)
+            return await self._attempt(request, body, attempts, caller, expects=expects)
+        except AnswerableError as error:
+            if caller.committed is None:
+                raise
+            last = caller.committed.failure(error_envelope(error))
+            caller.write(last)
+            return Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+
+    async def _attempt(
+        self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
+    ) -> web.StreamResponse:
         failure: ChillError
         while True:
             with await attempts.lease() as lease:
                 if expects:
-                    expects = False
-                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    expects = await _say_continue(request)
                 try:
-                    response = await relay(request, body, lease.endpoint, self._pool, self._options.timeouts)
+                    response = await relay(
+                        request,
+                        body,
+                        lease.endpoint,
+                        self._pool,
+                        self._options.timeouts,
+                        committed=caller.committed,
+                        began=attempts.answered,
+                    )
                 except (UpstreamRefused, UpstreamReset) as error:
                     failure = error
                 else:
@@ -76,8 +115,50 @@ class ProxyHandler:
         body = RequestBody(request, self._options.replay_bytes)
         return await relay(request, body, endpoint, self._pool, self._options.timeouts)
 
-    def _attempts(self) -> Attempts:
-        return Attempts(self._controller, self._metrics, self._options)
+    def _attempts(self, caller: Caller) -> Attempts:
+        return Attempts(self._controller, self._desk, self._metrics, self._options, caller)
+
+
+class _Caller:
+    """A request of aiohttp's server, as one that may be held."""
+
+    def __init__(self, request: web.BaseRequest, body: RequestBody) -> None:
+        self.committed: Committed | None = None
+        self._request = request
+        self._body = body
+
+    @property
+    def peer_address(self) -> str:
+        return peer_of(self._request.protocol)[0]
+
+    @property
+    def body(self) -> bytes:
+        return self._body.whole or b""
+
+    def field(self, name: str) -> str | None:
+        return self._request.headers.get(name)
+
+    def commit(self, kind: Kind) -> Committed:
+        message = message_of(self._request)
+        http10 = message.version < HttpVersion11
+        self.committed = Committed(kind, http10=http10, keep_alive=not message.should_close)
+        self.write(self.committed.head())
+        return self.committed
+
+    def tell(self, data: bytes) -> None:
+        if not connection_of(self._request).writing_paused:
+            self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the client, if it is still there."""
+        if self._request.transport is not None:
+            self._request.transport.write(data)
+
+
+async def _say_continue(request: web.BaseRequest) -> bool:
+    """Have the client send its body; False, for it need not be told again."""
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return False
 
 
 def _expects_continue(request: web.BaseRequest) -> bool:

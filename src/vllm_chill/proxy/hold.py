@@ -62,7 +62,9 @@ class Budget:
 
 
 class HoldDesk:
-    """Where requests to one target wait. `check` raises an AnswerableError for a call that the target cannot serve."""
+    """Where requests to one target wait. `check` raises an AnswerableError for a call that the target cannot serve;
+    `answered` is called with the first bytes of the answer to a request that was held.
+    """
 
     def __init__(
         self,
@@ -71,7 +73,9 @@ class HoldDesk:
         describe: Describe,
         retry_after: Callable[[], int],
         check: Callable[[Call], None] = lambda _: None,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
+        self.answered = answered
         self.options = options
         self.budget = Budget(options.body_budget)
         self._controller = controller
@@ -79,10 +83,20 @@ class HoldDesk:
         self._retry_after = retry_after
         self._check = check
 
-    def refuse_early(self) -> None:
-        """Raise TooManyWaiting if a request that comes now could not wait. The target must not be ready."""
+    def refuse_early(self, size: int = 0) -> None:
+        """Raise TooManyWaiting if a request that comes now would have to wait and could not.
+
+        `size` is that of its body, which has yet to come: a share of the budget is taken for it. Raises
+        HoldBudgetSpent.
+        """
         if self._controller.full:
             raise self._controller.too_many()
+        self.budget.take(size)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a request that comes now has to wait."""
+        return self._controller.endpoint is None
 
     async def lease(self, caller: Caller, *, again: bool) -> Lease:
         """A lease for who could not have one at once; `again`: it was looked at before.
@@ -91,7 +105,8 @@ class HoldDesk:
         and whatever ScaleController.lease raises.
         """
         self.refuse_early()
-        call = read_call(caller.field("Content-Type"), caller.body, caller.field("Content-Encoding"))
+        body = caller.body
+        call = read_call(caller.field("Content-Type"), body, caller.field("Content-Encoding"))
         if not again and self._controller.endpoint is None:
             self._check(call)
         options = self.options
@@ -103,7 +118,7 @@ class HoldDesk:
         key, priority = turn(
             options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
         )
-        ticket, size = Ticket(key, priority), len(caller.body)
+        ticket, size = Ticket(key, priority), len(body)
         self.budget.take(size)
         heart = _Heart(self, caller, granted.beats, ticket) if granted.beats is not None else None
         try:

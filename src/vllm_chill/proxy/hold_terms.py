@@ -56,9 +56,8 @@ def terms(options: HoldOptions, *, stream: bool, prefer: str | None, wake_timeou
     Raises BadRequest for an X-Wake-Timeout that is no duration; an unknown preference is passed over.
     """
     asked = _asked(prefer, wake_timeout)
-    if stream:
-        beats = Kind.EVENTS
-    else:
+    beats: Kind | None = Kind.EVENTS
+    if not stream:
         beats = Kind.JSON if options.json is JsonHold.WHITESPACE else None
         if options.json is JsonHold.FAIL and asked is None:
             asked = 0.0
@@ -70,7 +69,9 @@ def _asked(prefer: str | None, wake_timeout: str | None) -> float | None:
     if wake_timeout is not None:
         found = _DURATION.fullmatch(wake_timeout.strip())
         if found is None:
-            raise BadRequest(f'X-Wake-Timeout: "{wake_timeout}" is no time; send seconds, or a unit too, as in 30s or 2m')
+            raise BadRequest(
+                f'X-Wake-Timeout: "{wake_timeout}" is no time; send seconds, or a unit too, as in 30s or 2m'
+            )
         return float(found[1]) * _SECONDS[found[2]]
     found = _WAIT.search(prefer) if prefer is not None else None
     return float(found[1]) if found is not None else None

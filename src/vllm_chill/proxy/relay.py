@@ -8,6 +8,7 @@ way.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11
@@ -17,6 +18,7 @@ from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BadRequest, ChillError, ResponseCut
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, drain, message_of, peer_of
 from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.committed import Committed, CommittedFraming
 from vllm_chill.proxy.exchange import Exchange, StaleConnection, named, silent
 from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.headers import request_head
@@ -45,9 +47,13 @@ async def relay(
     endpoint: Endpoint,
     pool: UpstreamPool,
     timeouts: RelayTimeouts,
+    *,
+    committed: Committed | None = None,
+    began: Callable[[], None] = lambda: None,
 ) -> Relayed:
     """Send the request to the endpoint and its response to the client; return once the last byte is on its way.
 
+    `committed` is what the client was told while it was held; `began` is called with the response's first bytes.
     The result is what the handler returns to aiohttp. If the upstream dies within its response, the client's
     connection is aborted and the result's `cut` says why.
 
@@ -67,36 +73,47 @@ async def relay(
     connection = pool.take(endpoint)
     if connection is not None:
         try:
-            return await _Relay(request, connection, pool, endpoint).run(head, whole, body, timeouts)
+            return await _Relay(request, connection, pool, endpoint, committed, began).run(head, whole, body, timeouts)
         except StaleConnection:
             if not body.replayable:
                 raise
     connection = await pool.connect(endpoint, timeouts.connect_seconds)
-    return await _Relay(request, connection, pool, endpoint).run(head, whole, body, timeouts)
+    return await _Relay(request, connection, pool, endpoint, committed, began).run(head, whole, body, timeouts)
 
 
 class _Relay(Exchange):
     """An exchange that a task drives and waits for: until `_over` is resolved; `_failure` is what went wrong."""
 
-    __slots__ = ("_failure", "_handler", "_over", "_timer")
+    __slots__ = ("_began", "_failure", "_handler", "_over", "_timer")
 
     def __init__(
-        self, request: BaseRequest, connection: UpstreamConnection, pool: UpstreamPool, endpoint: Endpoint
+        self,
+        request: BaseRequest,
+        connection: UpstreamConnection,
+        pool: UpstreamPool,
+        endpoint: Endpoint,
+        committed: Committed | None,
+        began: Callable[[], None],
     ) -> None:
         message = message_of(request)
         client = request.transport
         if client is None:
             raise ConnectionResetError("the client has left")
-        framing = ResponseFraming(
-            no_body=message.method == "HEAD",
-            http10=message.version < HttpVersion11,
-            keep_alive=not message.should_close,
+        framing = (
+            CommittedFraming(committed)
+            if committed is not None
+            else ResponseFraming(
+                no_body=message.method == "HEAD",
+                http10=message.version < HttpVersion11,
+                keep_alive=not message.should_close,
+            )
         )
         self._handler = connection_of(request)
         super().__init__(self._handler, client, framing, pool)
         self._over: asyncio.Future[None] = connection.loop.create_future()
         self._failure: ChillError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._began = began
         self.take(connection, endpoint)
 
     async def run(self, head: bytes, whole: bytes | None, body: RequestBody, timeouts: RelayTimeouts) -> Relayed:
@@ -150,6 +167,7 @@ class _Relay(Exchange):
         self.fail(silent(self._endpoint, seconds))
 
     def began(self) -> None:
+        self._began()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -167,7 +185,7 @@ class _Relay(Exchange):
         if not self.sent:
             raise failure
         # Here and not where it failed: aborting cancels the handler's task, which is to get this result first.
-        self.cut_client()
+        self.end_early(failure)
         cut = named(ResponseCut, failure.message, failure)
         return Relayed(framing.status, self.sent, keep_alive=False, cut=cut)
 

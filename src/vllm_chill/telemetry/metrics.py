@@ -1,7 +1,7 @@
 """Every metric, declared once, on a registry that is passed in.
 
-The rule: labels are bounded (a route, a method, a status; never a path, a user or a model), units are in the
-names, and what is a state is read off the target when somebody asks, so that a request pays for counts alone.
+The rule: labels are bounded (a route, a method, a status, the target; never a path, a user or a model), units are in
+the names, and what is a state is read off the target when somebody asks, so that a request pays for counts alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Unkn
 from vllm_chill.telemetry.request_counts import RequestCounts
 
 WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
+
+# From a container that is there at once to a large model's download: 0.1 s to 30 min.
+START_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1200, 1800)
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads
 
@@ -80,6 +83,13 @@ class Metrics:
             "vllm_chill_wake_duration_seconds",
             "Time from the wish for a replica to the target's being ready.",
             buckets=WAKE_BUCKETS,
+            registry=registry,
+        )
+        self.cold_start_phases = Histogram(
+            "vllm_chill_cold_start_phase_seconds",
+            "Time that a start which became ready spent in each of its phases; they add up to its whole time.",
+            ("target", "phase"),
+            buckets=START_BUCKETS,
             registry=registry,
         )
         self.hold_duration = Histogram(

@@ -37,6 +37,12 @@ class TargetRecorder:
         level = self._log.error if isinstance(after.phase, Failed) else self._log.info
         level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase))
 
+    def progressed(self, target: Target, now: float) -> None:
+        """Starts have a record of their own."""
+
+    def answered(self, now: float) -> None:
+        """Starts have a record of their own."""
+
     def departed(self, endpoint: Endpoint) -> None:
         """Phases and scales tell enough."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
-from vllm_chill.api.status import ProxyStatus, target_status
+from vllm_chill.api.status import ProxyStatus, TargetStatus, target_status
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.routing import METHODS, Route
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
 from vllm_chill.errors import BadRequest, MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.start_record import StartRecord
 
 _PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,12 +27,14 @@ class AdminApi:
         metrics: Metrics,
         version: str,
         draining: Callable[[], bool],
+        starts: StartRecord,
     ) -> None:
         self._controller = controller
         self._scrape = scrape
         self._metrics = metrics
         self._version = version
         self._draining = draining
+        self._starts = starts
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
@@ -61,7 +63,7 @@ class AdminApi:
         if self._draining():
             return web.Response(status=503, text="not ready: this proxy is shutting down\n")
         if not self._controller.synced:
-            cause = self._target_status()["cause"] or "it has not been asked for yet"
+            cause = self._target_status().cause or "it has not been asked for yet"
             return web.Response(status=503, text=f"not ready: the state of the target is not known: {cause}\n")
         return web.Response(text="ready\n")
 
@@ -70,12 +72,11 @@ class AdminApi:
         if scraped is not None:
             return scraped
         status = self._target_status()
-        text = (
-            f"# {status['target']} is {status['phase']}: vLLM has no metrics now, and this scrape does not wake it.\n"
-        )
+        text = f"# {status.target} is {status.phase}: vLLM has no metrics now, and this scrape does not wake it.\n"
         return web.Response(text=text, headers={"Content-Type": _PROMETHEUS_TEXT})
 
     async def _own_metrics(self, request: web.BaseRequest) -> web.Response:
+        self._starts.settle(self._controller.target)
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
@@ -83,7 +84,7 @@ class AdminApi:
         status = ProxyStatus(
             version=self._version,
             draining=self._draining(),
-            targets=[target_status(self._controller.target, self._controller.now(), self._controller.limits)],
+            targets=[self._target_status()],
         )
         return web.json_response(status.model_dump())
 
@@ -114,11 +115,12 @@ class AdminApi:
                 return self._done(f"{ref} was put to sleep, and requests that came meanwhile wake it again.")
 
     def _done(self, message: str, status: int = 200) -> web.Response:
-        body = {"status": "success", "message": message, "target": self._target_status()}
+        body = {"status": "success", "message": message, "target": self._target_status().model_dump()}
         return web.json_response(body, status=status)
 
-    def _target_status(self) -> dict[str, Any]:
-        return target_status(self._controller.target, self._controller.now(), self._controller.limits).model_dump()
+    def _target_status(self) -> TargetStatus:
+        target = self._controller.target
+        return target_status(target, self._controller.now(), self._controller.limits, self._starts.settle(target))
 
 
 def _flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from vllm_chill.api.status import PastStartStatus, StartStatus, TargetStatus
+from vllm_chill.cli.status import describe
+
+
+def test_a_start_under_way_is_told_with_its_cause_and_the_time_left() -> None:
+    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+    start = StartStatus(stage="scheduling", detail=words, elapsed_seconds=32.1, eta_seconds=88)
+    target = TargetStatus(
+        target="ai-apps/vllm", phase="waking", phase_seconds=32.1, waiting=3, in_flight=0, replicas=1, start=start
+    )
+    assert describe(target).splitlines() == [
+        "target     ai-apps/vllm",
+        "phase      waking, for 32s",
+        f"start      waiting for a node ({words}), 32s so far, about 1m30s left",
+        "waiting    3",
+        "in flight  0",
+        "replicas   1",
+    ]
+
+
+def test_without_history_a_start_has_no_time_left() -> None:
+    start = StartStatus(stage="loading", elapsed_seconds=3)
+    text = describe(TargetStatus(target="process/vllm", phase="waking", waiting=1, in_flight=0, start=start))
+    assert "start      loading the model, 3s so far\n" in text
+
+
+def test_while_the_first_token_is_awaited_it_is_ready() -> None:
+    start = StartStatus(stage="first_token", elapsed_seconds=3, eta_seconds=0)
+    text = describe(TargetStatus(target="process/vllm", phase="ready", waiting=0, in_flight=1, start=start))
+    assert "start      waiting for the first token, 3s so far\n" in text
+
+
+def test_the_last_start_has_a_row_for_each_stage() -> None:
+    stages = {"requested": 0.04, "scheduling": 12.3, "loading": 61.0, "first_token": 0.31}
+    last = PastStartStatus(outcome="ready", total_seconds=73.65, stages=stages)
+    text = describe(TargetStatus(target="ai-apps/vllm", phase="ready", waiting=0, in_flight=1, last_start=last))
+    assert text.splitlines()[-5:] == [
+        "last start ready after 1m14s",
+        "             waiting for a replica          0.0s",
+        "             waiting for a node              12s",
+        "             loading the model              1m1s",
+        "             waiting for the first token    0.3s",
+    ]
+
+
+def test_a_failed_start_says_where_it_stood_and_why_once() -> None:
+    last = PastStartStatus(
+        outcome="failed", total_seconds=20, stages={"pulling": 20}, stopped_at="pulling", cause="no such image"
+    )
+    target = TargetStatus(target="ai-apps/vllm", phase="asleep", waiting=0, in_flight=0, last_start=last)
+    assert "last start failed after 20s, pulling the image: no such image\n" in describe(target)
+    text = describe(target.model_copy(update={"phase": "failed", "cause": "no such image"}))
+    assert "cause      no such image\n" in text
+    assert "last start failed after 20s, pulling the image\n" in text
+
+
+def test_a_stage_that_a_newer_proxy_has_is_told_by_its_name() -> None:
+    start = StartStatus(stage="warming", elapsed_seconds=3)
+    text = describe(TargetStatus(target="process/vllm", phase="waking", waiting=1, in_flight=0, start=start))
+    assert "start      warming, 3s so far\n" in text
