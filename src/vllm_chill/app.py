@@ -15,6 +15,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import ClusterBackend, Recorder
@@ -57,6 +59,15 @@ class Plan:
         if self.settings.backend == "process":
             return TargetRef("process", self.name or self.command[0].rpartition("/")[2])
         return TargetRef(self.settings.namespace, self.settings.deployment)
+
+    @property
+    def routes(self) -> Routes:
+        """Which requests wake the target."""
+        return Routes(parse_wake_paths(self.settings.wake_paths))
+
+    def served(self) -> tuple[Sequence[str], str] | None:
+        """The command that the next start runs, and its revision; None where the backend knows it."""
+        return (self.command, "") if self.command else None
 
     @property
     def limits(self) -> Limits:
@@ -151,9 +162,10 @@ async def serve(
         )
         metrics.follow(lambda: controller.target, controller.now)
         proxy = ProxyHandler(controller, pool, metrics, options)
-        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining)
+        knowledge = ModelKnowledge(plan.served)
+        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, knowledge)
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
-        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
+        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller))

@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -56,6 +58,7 @@ class Stage:
     backend: MemoryBackend
     metrics: Metrics
     server: ProxyServer
+    knowledge: ModelKnowledge
     hits: list[str] = field(default_factory=list)
 
     def phase_is(self, kind: type[Phase]) -> bool:
@@ -100,8 +103,12 @@ async def stage(
     replay_bytes: int = 1 << 20,
     response: float | None = 10.0,
     fast: bool | None = None,
+    wake_paths: str = "default",
+    served: Served = lambda: None,
 ) -> AsyncIterator[Stage]:
-    """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane."""
+    """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
+    command a start runs.
+    """
     hits: list[str] = []
 
     async def counted(request: web.BaseRequest) -> web.StreamResponse:
@@ -122,16 +129,19 @@ async def stage(
         metrics.follow(lambda: controller.target, controller.now)
         options = ProxyOptions(hold, replay_bytes, RelayTimeouts(2.0, response))
         handler = ProxyHandler(controller, pool, metrics, options)
-        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining)
+        knowledge = ModelKnowledge(served)
+        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining, knowledge)
         has_lane = FAST_LANE.get() if fast is None else fast
-        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None)
+        routes = Routes(parse_wake_paths(wake_paths))
+        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None, routes)
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         await asyncio.sleep(0)
-        yield Stage(f"http://{address[0]}:{address[1]}", address, session, controller, backend, metrics, server, hits)
+        url = f"http://{address[0]}:{address[1]}"
+        yield Stage(url, address, session, controller, backend, metrics, server, knowledge, hits)
         assert not running.done(), running.result()
 
 

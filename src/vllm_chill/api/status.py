@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from vllm_chill.core.lifecycle import next_deadline
-from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Phase, Ready, Target, Unknown, Waking
 
 PhaseName = Literal["unknown", "asleep", "waking", "ready", "draining", "failed"]
 
@@ -55,7 +55,7 @@ def target_status(target: Target, now: float, limits: Limits) -> TargetStatus:
     deadline = next_deadline(target, limits) if unused else None
     return TargetStatus(
         target=str(target.ref),
-        phase=_NAMES[type(phase)],
+        phase=phase_name(phase),
         phase_seconds=None if isinstance(phase, Unknown) else round(now - phase.since, 3),
         replicas=seen.replicas if seen is not None else None,
         endpoints=[str(endpoint) for endpoint in seen.endpoints] if seen is not None else [],
@@ -65,6 +65,11 @@ def target_status(target: Target, now: float, limits: Limits) -> TargetStatus:
         sleeps_in_seconds=None if deadline is None else round(max(0.0, deadline - now), 3),
         cause=_cause(target),
     )
+
+
+def phase_name(phase: Phase) -> PhaseName:
+    """What a phase is called outside."""
+    return _NAMES[type(phase)]
 
 
 def _cause(target: Target) -> str | None:

@@ -19,6 +19,7 @@ from aiohttp.web import BaseRequest
 from aiohttp.web_protocol import RequestHandler
 
 from vllm_chill.control.controller import Lease
+from vllm_chill.core.routing import Route, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError
 from vllm_chill.proxy.aiohttp_seam import ClientConnection, ClientServer, peer_of, when_writable
@@ -56,6 +57,7 @@ class FastLane:
     pool: UpstreamPool
     timeouts: RelayTimeouts
     body_bytes: int = BODY_BYTES
+    route_of: Callable[[str, str], Route] = route_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class FastConnection(ClientConnection):
 
     def _look(self, data: bytes) -> None:
         head = self._head
-        request = (head.again(data) if head is not None else None) or first_look(data)
+        request = (head.again(data) if head is not None else None) or first_look(data, self.lane.route_of)
         if request is None:
             self._close_lane(data)
             return
