@@ -116,7 +116,7 @@ def pinned(core: int) -> Callable[[], None]:
 def answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("GET", "/v1/models")
+        connection.request("POST", "/v1/chat/completions", b"{}")
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -284,7 +284,7 @@ def many_streams(here: Field, _: int) -> dict[str, Figures]:
 
 
 def download(here: Field, rounds: int) -> dict[str, Figures]:
-    arguments = ["-c", 4, "-n", 8, "-m", "GET", "-P", "/x?@@mode=big,n=20000000@@"]
+    arguments = ["-c", 4, "-n", 8, "-m", "GET", "-P", "/v1/responses/x?@@mode=big,n=20000000@@"]
     return here.take_turns(rounds, arguments, "reqs")
 
 

@@ -71,7 +71,7 @@ async def main() -> None:
     flags = ("--idle-timeout", "10m", "--wake-timeout", "10m", "--shutdown-delay", "0")
     found: dict[str, list[dict[str, float]]] = {"direct": [], "through the proxy": []}
     async with serving(*flags, command=given.command) as proxy:
-        async with aiohttp.ClientSession() as session, session.get(f"{proxy.url}/v1/models") as response:
+        async with aiohttp.ClientSession() as session, session.post(f"{proxy.url}/proxy/operations/start") as response:
             response.raise_for_status()
         urls = {"direct": "http://" + (await proxy.status())["endpoints"][0], "through the proxy": proxy.url}
         with tempfile.TemporaryDirectory() as folder:

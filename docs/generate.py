@@ -29,6 +29,7 @@ from vllm_chill.core.events import (
     WakeAsked,
 )
 from vllm_chill.core.lifecycle import desired_replicas, next_deadline, step
+from vllm_chill.core.routing import DEFAULT_WAKE_PATHS, HEALTH_CHECKERS, TABLE, Entry
 from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
 from vllm_chill.settings import Settings, default_text, env_of, extra_of, flag_of
 from vllm_chill.telemetry.metrics import Metrics
@@ -213,9 +214,10 @@ def metrics_page() -> str:
         "",
         "Besides these there are the `process_*` metrics of the proxy's own process.",
         "",
-        "`route` is one of the proxy's own paths, or `proxied`; `method` is one of HTTP's usual methods, or `OTHER`;",
-        "`direction` is `up` or `down`, `outcome` is `success` or `failure`. No label ever holds what a caller",
-        "made up.",
+        "`route` is `proxied` for what wakes the target and counts as use, else a path or another name of a",
+        "[route](routes.md): `preflight`, `head`, `other`, and for health checkers `checked` on the paths that wake,",
+        "`health-check` on others. `method` is one of HTTP's usual methods, or `OTHER`; `direction` is `up` or `down`,",
+        "`outcome` is `success` or `failure`. No label ever holds what a caller made up.",
         "",
         "The phases of a cold start, in their order:",
         "",
@@ -231,7 +233,72 @@ def metrics_page() -> str:
     return "\n".join(lines)
 
 
+# --- routes ---
+
+
+_MORE_WAKE_PATHS = {
+    "llama.cpp's own routes too": "default,/completion,/completions,/chat/completions,/infill,/embedding,/embeddings",
+    "an engine behind a prefix": "/team-a/v1/chat/completions,/team-a/v1/completions",
+    "everything": "/*",
+}
+
+
+def routes_page() -> str:
+    """Every route: what wakes, what counts as use, and who answers."""
+    lines = [
+        "# Routes",
+        "",
+        MADE,
+        "",
+        "Only a use of the model wakes it, and only a use keeps it awake. Whatever else comes is answered by the proxy",
+        "while the target sleeps, and goes to the target while it is ready, without counting. The first row that fits",
+        "a request is its route. Asleep stands for all that is not ready: waking, draining and failed too.",
+        "",
+        "| path | methods | wakes | counts as use | who answers asleep | who answers awake |",
+        "|---|---|---|---|---|---|",
+        *(_route_row(entry) for entry in TABLE.values()),
+        "",
+        "What the proxy answers with: [the HTTP API](http-api.md).",
+        "",
+        "## The paths that wake",
+        "",
+        "By default those where vLLM 0.32 works for a caller; `*` stands for whatever follows:",
+        "",
+        *(f"- `{path}`" for path in DEFAULT_WAKE_PATHS),
+        "",
+        "`--wake-paths` gives another list, in which `default` stands for this one:",
+        "",
+        "| for | `--wake-paths` |",
+        "|---|---|",
+        *(f"| {name} | `{paths}` |" for name, paths in _MORE_WAKE_PATHS.items()),
+        "",
+        "A path that is not in the list reaches the target only while it is awake, and nothing keeps the target awake",
+        "for it: what works for longer than the idle timeout, or is a WebSocket, belongs into the list.",
+        "",
+        "## Health checkers",
+        "",
+        "A load balancer asks whether it may send requests here, and it may while the model sleeps. Its checks are",
+        "known by their `User-Agent`, which begins with one of these, or with `Mozilla/5.0 (compatible;` and then one:",
+        "",
+        *(f"- `{agent}`" for agent in HEALTH_CHECKERS),
+        "",
+        "One of another name should ask for `/health` or `/readyz`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _route_row(entry: Entry) -> str:
+    path = f"`{entry.path}`" if entry.path.startswith("/") else entry.path
+    methods = ", ".join(f"`{method}`" for method in sorted(entry.methods)) or "any"
+    asleep = "the target, once it is ready" if entry.asleep is None else f"the proxy: {entry.asleep}"
+    awake = "the target" if entry.awake is None else "the proxy, with the same"
+    yes = {True: "yes", False: "no"}
+    return f"| {path} | {methods} | {yes[entry.wakes]} | {yes[entry.prolongs]} | {asleep} | {awake} |"
+
+
 PAGES = {
+    "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,

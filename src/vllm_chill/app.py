@@ -17,6 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.control.controller import Bounds, ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.core.models import check_model
+from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
@@ -62,6 +65,15 @@ class Plan:
         if self.settings.backend == "process":
             return TargetRef("process", self.name or self.command[0].rpartition("/")[2])
         return TargetRef(self.settings.namespace, self.settings.deployment)
+
+    @property
+    def routes(self) -> Routes:
+        """Which requests wake the target."""
+        return Routes(parse_wake_paths(self.settings.wake_paths))
+
+    def served(self) -> tuple[Sequence[str], str] | None:
+        """The command that the next start runs, and its revision; None where the backend knows it."""
+        return (self.command, "") if self.command else None
 
     @property
     def limits(self) -> Limits:
@@ -127,8 +139,10 @@ class Record:
             recorder.scaled(target, replicas, error)
 
 
-def hold_desk(controller: ScaleController, options: HoldOptions, starts: StartRecord) -> HoldDesk:
-    """Where requests wait, and what they are told: from the record of the starts."""
+def hold_desk(
+    controller: ScaleController, options: HoldOptions, starts: StartRecord, knowledge: ModelKnowledge
+) -> HoldDesk:
+    """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
 
     def answered() -> None:
         if starts.awaits_answer:
@@ -139,6 +153,7 @@ def hold_desk(controller: ScaleController, options: HoldOptions, starts: StartRe
         options,
         lambda position: starts.describe(controller.now(), position or None),
         lambda: starts.retry_after(controller.now()),
+        check=lambda call: check_model(call, knowledge.models),
         answered=answered,
     )
 
@@ -214,11 +229,12 @@ async def serve(
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
-        desk = hold_desk(controller, options.hold, starts)
+        knowledge = ModelKnowledge(plan.served)
+        desk = hold_desk(controller, options.hold, starts, knowledge)
         proxy = ProxyHandler(controller, desk, pool, metrics, options)
-        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts)
+        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge)
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
-        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane)
+        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller.run()))

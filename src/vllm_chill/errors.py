@@ -70,11 +70,19 @@ class MethodNotAllowed(AnswerableError):
 
 
 class NotFound(AnswerableError):
-    """The path is under /proxy/ and there is nothing there."""
+    """There is nothing at the path: nothing of the proxy's own, or nothing that wakes the target."""
 
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class ModelNotFound(AnswerableError):
+    """The request names a model that the target does not have."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
 
 
 class ExpectationFailed(AnswerableError):

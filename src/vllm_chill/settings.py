@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapt
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vllm_chill.core.routing import parse_wake_paths
 from vllm_chill.errors import SettingError
 from vllm_chill.telemetry.logs import LogFormat, LogLevel
 
@@ -66,6 +67,11 @@ def _matches(pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _wake_paths(value: str) -> str:
+    parse_wake_paths(value)
+    return value
+
+
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 
 PositiveDuration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_above_zero)]
@@ -77,6 +83,7 @@ _NAME_OR_IPV4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?"
 _IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 Host = Annotated[str, Field(max_length=253), _matches(rf"{_NAME_OR_IPV4}|{_IPV6}")]
 UrlPath = Annotated[str, _matches(r"/[!-~]*")]
+WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 
 _DURATION = "a duration above zero, such as 5m or 1h30m"
 _ANY_DURATION = "a duration of zero or more, such as 30s or 10m"
@@ -241,6 +248,12 @@ class Settings(BaseSettings):
         1 << 20, "REPLAY_LIMIT", "Listening", "a size in bytes, such as 1Mi or 262144",
         "Request bodies up to this size are kept until the response begins, so that they can be sent again if "
         "the target dies before; larger ones stream through. Chat requests are well below 1Mi.",
+    )  # fmt: skip
+    wake_paths: WakePaths = _setting(
+        "default", "WAKE_PATHS", "Listening",
+        "paths with commas between them, with * at the end for all that begin so, such as default,/completion,/ui/*",
+        "Paths whose requests wake the target and keep it awake; `default` stands for vLLM's own, and docs/routes.md "
+        "lists them. Requests to other paths reach the target only while it is awake, and do not count as use.",
     )  # fmt: skip
     fast_lane: Literal["on", "off"] = _setting(
         "on", "FAST_LANE", "Listening", "on or off",

@@ -273,7 +273,8 @@ def serve_and_stop(entry: list[str], image: Stage, tree: Tree) -> None:
         try:
             wait_for(port, process)
             with connected(port) as connection:
-                connection.request("GET", "/v1/models")
+                hello = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}'
+                connection.request("POST", "/v1/chat/completions", hello, {"Content-Type": "application/json"})
                 status = connection.getresponse().status
             check(status == 200, "it wakes an engine and passes its answer on", status)
             memory = Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2].split()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_chill.api.models import ModelState, model_card
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
-from vllm_chill.core.routing import METHODS
+from vllm_chill.core.models import Model
+from vllm_chill.core.routing import METHODS, TABLE, parse_wake_paths
 from vllm_chill.errors import AnswerableError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,9 +45,29 @@ def test_the_table_has_no_error_that_is_not_there() -> None:
     assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", HTTP_API, re.MULTILINE)) == codes
 
 
-@pytest.mark.parametrize("path", [route.value for route in METHODS])
+@pytest.mark.parametrize("path", [route.value for route in METHODS if TABLE[route].awake is not None])
 def test_every_route_of_the_proxy_is_in_the_table(path: str) -> None:
     assert re.search(rf"^\| .*`{path}` \|", HTTP_API, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [route.value for route in METHODS if TABLE[route].awake is None])
+def test_every_route_that_is_the_proxys_while_the_target_sleeps_is_in_the_page(path: str) -> None:
+    assert f"`{path.replace('*', '{id}')}` |" in HTTP_API
+
+
+def test_the_lists_of_paths_that_wake_can_be_used() -> None:
+    lists = re.findall(
+        r"^\| [^|]+ \| `((?:default|/)[^`]*)` \|$", (ROOT / "docs" / "routes.md").read_text(), re.MULTILINE
+    )
+    assert len(lists) == 3
+    for paths in lists:
+        assert parse_wake_paths(paths)
+
+
+def test_the_model_in_the_page_has_the_fields_that_there_are() -> None:
+    example = re.search(r"```json\n(\{\n  \"id\".*?\n\})\n```", HTTP_API, re.DOTALL)
+    assert example is not None
+    assert json.loads(example[1]).keys() == model_card(Model("a"), ModelState("asleep"), 0).keys()
 
 
 def test_the_status_in_the_page_has_the_fields_that_there_are() -> None:

@@ -32,6 +32,7 @@ from tests.proxy.wire import (
 )
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.core.routing import Routes
 from vllm_chill.core.target import Endpoint, Limits, TargetRef
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
@@ -107,7 +108,7 @@ async def lane_to(
             slow.append(request.raw_path)
             return await handler.proxy(request)
 
-        server = ProxyServer(proxied, _no_local_routes, metrics, handler.fast_lane)
+        server = ProxyServer(proxied, _no_local_routes, metrics, handler.fast_lane, Routes(("/*",)))
         stack.push_async_callback(server.close)
         [(_, port)] = await server.listen(LOCALHOST, 0)
         while not controller.synced:  # noqa: ASYNC110 - the first observation comes within a few turns of the loop

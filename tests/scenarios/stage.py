@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.app import Record, hold_desk
 from vllm_chill.control.controller import Bounds, ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions
@@ -62,6 +64,7 @@ class Stage:
     metrics: Metrics
     starts: StartRecord
     server: ProxyServer
+    knowledge: ModelKnowledge
     hits: list[str] = field(default_factory=list)
 
     def phase_is(self, kind: type[Phase]) -> bool:
@@ -109,8 +112,12 @@ async def stage(
     terms: HoldOptions | None = None,
     bounds: Bounds | None = None,
     keep_abandoned: bool = True,
+    wake_paths: str = "default",
+    served: Served = lambda: None,
 ) -> AsyncIterator[Stage]:
-    """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane."""
+    """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
+    command a start runs.
+    """
     hits: list[str] = []
 
     async def counted(request: web.BaseRequest) -> web.StreamResponse:
@@ -137,20 +144,22 @@ async def stage(
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
+        knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
-        handler = ProxyHandler(controller, hold_desk(controller, options.hold, starts), pool, metrics, options)
-        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining, starts)
+        desk = hold_desk(controller, options.hold, starts, knowledge)
+        handler = ProxyHandler(controller, desk, pool, metrics, options)
+        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining, starts, knowledge)
         has_lane = FAST_LANE.get() if fast is None else fast
-        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None)
+        routes = Routes(parse_wake_paths(wake_paths))
+        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None, routes)
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         await asyncio.sleep(0)
-        yield Stage(
-            f"http://{address[0]}:{address[1]}", address, session, controller, backend, metrics, starts, server, hits
-        )
+        url = f"http://{address[0]}:{address[1]}"
+        yield Stage(url, address, session, controller, backend, metrics, starts, server, knowledge, hits)
         assert not running.done(), running.result()
 
 

@@ -35,7 +35,7 @@ def seen_at(here: Stage, progress: Progress) -> None:
 
 async def test_the_start_under_way_is_in_the_status() -> None:
     async with stage(start=30) as here:
-        caller = asyncio.create_task(here.get("/v1/x"))
+        caller = asyncio.create_task(here.get("/v1/completions"))
         await here.until(lambda: here.phase_is(Waking) and here.backend.seen.replicas == 1)
         seen_at(here, Progress(StartStage.SCHEDULING, "3 Insufficient nvidia.com/gpu"))
         told = (await status(here))["start"]
@@ -47,7 +47,7 @@ async def test_the_start_under_way_is_in_the_status() -> None:
 
 async def test_the_last_start_is_in_the_status_with_what_each_stage_took() -> None:
     async with stage(start=0.3) as here:
-        caller = asyncio.create_task(here.get("/v1/x"))
+        caller = asyncio.create_task(here.get("/v1/completions"))
         await here.until(lambda: here.phase_is(Waking) and here.backend.seen.replicas == 1)
         await asyncio.sleep(0.05)
         seen_at(here, Progress(StartStage.LOADING))
@@ -77,7 +77,7 @@ async def test_while_a_first_answer_is_awaited_its_start_is_not_over() -> None:
         return web.Response(text="done")
 
     async with stage(slow) as here:
-        caller = asyncio.create_task(here.session.get(here.url + "/v1/x"))
+        caller = asyncio.create_task(here.session.get(here.url + "/v1/completions"))
         await here.until(lambda: here.phase_is(Ready) and here.controller.target.in_flight == 1)
         told = (await status(here))["start"]
         assert (told["stage"], told["eta_seconds"]) == ("first_token", 0)
@@ -91,7 +91,7 @@ async def test_a_start_that_failed_is_told_with_its_stage_and_its_cause() -> Non
     async with stage(start=0.1) as here:
         here.backend.fail_start = "CUDA out of memory"
         with capture_logs() as logs:
-            assert (await here.get("/v1/x"))[0] == 503
+            assert (await here.get("/v1/completions"))[0] == 503
         assert here.phase_is(Failed)
         last = (await status(here))["last_start"]
         assert (last["outcome"], last["cause"], last["stopped_at"]) == ("failed", "CUDA out of memory", "requested")

@@ -17,6 +17,7 @@ from vllm_chill.core.target import Asleep, Endpoint, Failed, Observation, Ready,
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 
 CHAT = "/v1/chat/completions"
+FILES = "/v1/audio/transcriptions"
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["fast lane", "base"])
@@ -325,7 +326,7 @@ class TestForwarding:
             return web.json_response({"size": size})
 
         async with stage(measure, awake=True) as s:
-            _, body = await s.post("/v1/files", data=io.BytesIO(b"x" * (20 << 20)))
+            _, body = await s.post(FILES, data=io.BytesIO(b"x" * (20 << 20)))
             assert body == {"size": 20 << 20}
 
     async def test_a_body_of_unknown_length_arrives_whole(self) -> None:
@@ -334,13 +335,15 @@ class TestForwarding:
                 yield b"x" * 10_000
 
         async with stage() as s:
-            _, body = await s.post("/v1/files", data=chunks())
+            _, body = await s.post(FILES, data=chunks())
             assert body["size"] == 1_000_000
 
     async def test_expect_100_continue_is_answered_before_anything_wakes(self) -> None:
         async with stage(start=0.2) as s:
             reader, writer = await asyncio.open_connection(*s.address)
-            writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+            writer.write(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            )
             interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
             assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
             assert s.phase_is(Asleep)
@@ -351,7 +354,7 @@ class TestForwarding:
 
     async def test_an_expectation_that_nobody_knows_is_417(self) -> None:
         async with stage(awake=True) as s:
-            answer = await s.raw(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nConnection: close\r\n\r\n")
+            answer = await s.raw(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nConnection: close\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 417")
 
     @pytest.mark.parametrize("target", ["OPTIONS *", "CONNECT vllm:80"])
@@ -371,7 +374,7 @@ class TestLocalRoutes:
                 await s.session.head(s.url + path)
                 await s.session.get(s.url + "/proxy/operations/start")
             assert s.phase_is(Asleep)
-            await s.get("/v1/models")
+            await s.post(CHAT)
             loop = asyncio.get_running_loop()
             begun = loop.time()
             while s.phase_is(Ready):

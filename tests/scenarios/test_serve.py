@@ -194,8 +194,27 @@ async def test_what_cannot_work_ends_with_status_2_and_one_line(
 async def test_the_port_that_kubernetes_writes_for_a_service_called_vllm_is_ignored_with_a_warning() -> None:
     async with serving(command=DEMO_ENGINE, environment={"VLLM_PORT": "tcp://10.0.0.1:80"}) as proxy:
         assert any("VLLM_PORT is ignored" in line["event"] for line in proxy.log)
-        async with aiohttp.ClientSession() as session, session.get(proxy.url + "/v1/models") as response:
-            assert response.status == 200
+        assert await ask(proxy.url, question("Hello", model="demo"))
+
+
+async def test_asleep_its_models_are_those_of_its_command_and_only_a_path_that_wakes_does() -> None:
+    command = (*DEMO_ENGINE, "--model", "small")
+    async with (
+        serving("--wake-paths", "/tokenize", "--shutdown-delay", "0", command=command) as proxy,
+        aiohttp.ClientSession(proxy.url) as session,
+    ):
+        async with session.get("/v1/models") as response:
+            [model] = (await response.json())["data"]
+            assert (model["id"], model["vllm_chill"]["state"]) == ("small", "asleep")
+        async with session.post("/v1/completions", json={"model": "small", "prompt": "x"}) as response:
+            assert response.status == 404
+        assert (await proxy.status())["phase"] == "asleep"
+        async with session.post("/tokenize", json={"model": "small", "prompt": "so it is"}) as response:
+            assert (await response.json())["count"] == 3
+        async with session.get("/v1/models") as response:
+            [model] = (await response.json())["data"]
+            assert (model["id"], model["owned_by"]) == ("small", "vllm-chill-demo")
+            assert "vllm_chill" not in model
 
 
 async def test_it_may_open_as_many_files_as_there_may_be() -> None:

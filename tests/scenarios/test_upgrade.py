@@ -11,6 +11,8 @@ from aiohttp import WSMsgType, web
 from tests.scenarios.stage import stage
 from vllm_chill.core.target import Asleep, Ready
 
+REALTIME = "/v1/realtime"
+
 
 async def websocket(request: web.BaseRequest) -> web.StreamResponse:
     """Echo messages; close when told to."""
@@ -27,7 +29,7 @@ async def websocket(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def test_a_websocket_wakes_the_target_and_messages_pass_both_ways() -> None:
-    async with stage(websocket, start=0.1) as s, s.session.ws_connect(s.url + "/v1/realtime?model=x") as socket:
+    async with stage(websocket, start=0.1) as s, s.session.ws_connect(s.url + REALTIME + "?model=x") as socket:
         for number in range(20):
             await socket.send_str(str(number))
             assert await socket.receive_str() == f"echo {number}"
@@ -38,7 +40,7 @@ async def test_a_large_message_passes_whole() -> None:
     message = bytes(range(256)) * (20 << 10)
     async with (
         stage(websocket, awake=True) as s,
-        s.session.ws_connect(s.url + "/", max_msg_size=16 << 20) as socket,
+        s.session.ws_connect(s.url + REALTIME, max_msg_size=16 << 20) as socket,
     ):
         await socket.send_bytes(message)
         assert await socket.receive_bytes() == message
@@ -46,7 +48,7 @@ async def test_a_large_message_passes_whole() -> None:
 
 async def test_a_websocket_in_silence_counts_as_use_for_as_long_as_it_is_open() -> None:
     async with stage(websocket, awake=True, idle=0.1) as s:
-        async with s.session.ws_connect(s.url + "/") as socket:
+        async with s.session.ws_connect(s.url + REALTIME) as socket:
             await asyncio.sleep(0.5)
             assert s.phase_is(Ready)
             await socket.send_str("x")
@@ -56,7 +58,7 @@ async def test_a_websocket_in_silence_counts_as_use_for_as_long_as_it_is_open() 
 
 
 async def test_the_upstreams_close_reaches_the_client_with_its_code() -> None:
-    async with stage(websocket, awake=True) as s, s.session.ws_connect(s.url + "/") as socket:
+    async with stage(websocket, awake=True) as s, s.session.ws_connect(s.url + REALTIME) as socket:
         await socket.send_str("close")
         message = await socket.receive()
         assert (message.type, message.data) == (WSMsgType.CLOSE, 4000)
@@ -74,7 +76,7 @@ async def test_a_client_that_vanishes_frees_the_upstream_and_the_lease() -> None
 
     async with stage(watched, awake=True) as s:
         async with aiohttp.ClientSession() as other:
-            socket = await other.ws_connect(s.url + "/")
+            socket = await other.ws_connect(s.url + REALTIME)
             await socket.send_str("x")
             await socket.receive_str()
             transport = socket.get_extra_info("socket")
@@ -92,7 +94,7 @@ async def test_an_upgrade_that_is_refused_is_answered_with_the_refusal() -> None
 
     async with stage(refuses, awake=True) as s:
         with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-            await s.session.ws_connect(s.url + "/v1/realtime")
+            await s.session.ws_connect(s.url + REALTIME)
         assert error.value.status == 403
         await s.until(lambda: s.controller.target.in_flight == 0)
 
@@ -112,7 +114,7 @@ async def test_any_other_protocol_passes_too_and_what_comes_early_is_not_lost() 
         s.backend.endpoint = type(s.backend.endpoint)(*server.sockets[0].getsockname())
         s.backend.ready()
         reader, writer = await asyncio.open_connection(*s.address)
-        writer.write(b"GET /shout HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n")
+        writer.write(b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         writer.write(b"hello")
         assert await asyncio.wait_for(reader.readexactly(5), 2) == b"HELLO"
@@ -139,5 +141,5 @@ async def test_an_upgrade_from_an_upstream_that_is_not_there_is_an_error_in_open
 
     async with stage(hangs_up, awake=True) as s:
         with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-            await s.session.ws_connect(s.url + "/")
+            await s.session.ws_connect(s.url + REALTIME)
         assert error.value.status == 502

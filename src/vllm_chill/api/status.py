@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
 from vllm_chill.core.lifecycle import next_deadline
 from vllm_chill.core.starts import Starts
-from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Phase, Ready, Target, Unknown, Waking
 
 PhaseName = Literal["unknown", "asleep", "waking", "ready", "draining", "failed"]
 OutcomeName = Literal["ready", "failed", "stopped"]
@@ -92,7 +92,7 @@ def target_status(target: Target, now: float, limits: Limits, starts: Starts) ->
     deadline = next_deadline(target, limits) if unused else None
     return TargetStatus(
         target=str(target.ref),
-        phase=_NAMES[type(phase)],
+        phase=phase_name(phase),
         phase_seconds=None if isinstance(phase, Unknown) else round(now - phase.since, 3),
         replicas=seen.replicas if seen is not None else None,
         endpoints=[str(endpoint) for endpoint in seen.endpoints] if seen is not None else [],
@@ -126,6 +126,11 @@ def _past_start(start: ColdStart, now: float) -> PastStartStatus:
         detail=start.detail or None,
         cause=start.cause,
     )
+
+
+def phase_name(phase: Phase) -> PhaseName:
+    """What a phase is called outside."""
+    return _NAMES[type(phase)]
 
 
 def _cause(target: Target) -> str | None:

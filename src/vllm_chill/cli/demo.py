@@ -102,7 +102,10 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
         "state_dir": "",  # a demo leaves nothing behind
     }
     settings = load_settings(flags)
-    engine = (sys.executable, "-m", "vllm_chill.demo_engine", "--port", "{port}", "--load-seconds", str(load_seconds))
+    engine = (
+        *(sys.executable, "-m", "vllm_chill.demo_engine", "--model", "demo"),
+        *("--port", "{port}", "--load-seconds", str(load_seconds)),
+    )
     configure_logging(settings.log_format, settings.log_level)
 
     def welcome(host: str, bound: int) -> None:

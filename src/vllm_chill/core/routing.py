@@ -1,52 +1,257 @@
-"""Which requests the proxy answers itself, and which go to the target. Pure: a method and a path in, a route out."""
+"""Which requests wake the target, which keep it awake, and who answers the others. Pure: a method and a path in, a
+route out.
+
+The rule: only a use wakes, and only a use counts. `TABLE` says so for every route; the code, the page in docs and the
+tests are made from it.
+"""
 
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class Route(enum.Enum):
     """A route of the proxy: the bounded set that metrics and logs are labelled with.
 
-    Only PROXIED wakes the target and keeps it awake.
+    PROXIED wakes the target and takes a lease.
     """
 
+    PROXIED = "proxied"
+    MODELS = "/v1/models"
+    MODEL = "/v1/models/*"
+    PREFLIGHT = "preflight"
+    HEAD = "head"
+    CHECKED = "checked"
+    HEALTH_CHECK = "health-check"
     HEALTH = "/health"
     READYZ = "/readyz"
+    PING = "/ping"
     METRICS = "/metrics"
+    FAVICON = "/favicon.ico"
+    ROBOTS = "/robots.txt"
     PROXY_METRICS = "/proxy/metrics"
     PROXY_STATUS = "/proxy/status"
     PROXY_VERSION = "/proxy/version"
     PROXY_START = "/proxy/operations/start"
     PROXY_STOP = "/proxy/operations/stop"
     PROXY_OTHER = "/proxy/*"
-    PROXIED = "proxied"
+    OTHER = "other"
 
 
 _READ = frozenset({"GET", "HEAD"})
 _POST = frozenset({"POST"})
+_USES = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_ANY: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is so of a route. `methods` are those that it takes, none for any; `path` says which paths are its own.
+
+    `asleep` and `awake` say what the proxy answers itself while the target is not ready and while it is; None: the
+    target answers, after a wake if it sleeps.
+    """
+
+    methods: frozenset[str]
+    path: str
+    asleep: str | None = None
+    awake: str | None = None
+    wakes: bool = False
+    prolongs: bool = False
+
+
+def _own(methods: frozenset[str], path: str, answer: str, *, wakes: bool = False, prolongs: bool = False) -> Entry:
+    return Entry(methods, path, answer, answer, wakes, prolongs)
+
+
+_READINESS = "200 once the target's state is known, 503 while shutting down"
+
+TABLE: dict[Route, Entry] = {
+    Route.PROXY_METRICS: _own(_READ, "/proxy/metrics", "its metrics"),
+    Route.PROXY_STATUS: _own(_READ, "/proxy/status", "the state of the target"),
+    Route.PROXY_VERSION: _own(_READ, "/proxy/version", "its version"),
+    Route.PROXY_START: _own(
+        _POST, "/proxy/operations/start", "200 once the target is ready, or why not", wakes=True, prolongs=True
+    ),
+    Route.PROXY_STOP: _own(_POST, "/proxy/operations/stop", "200 once the target is asleep"),
+    Route.PROXY_OTHER: _own(_ANY, "/proxy/*", "404 with the paths that there are, or 405"),
+    Route.HEALTH: _own(_READ, "/health", "200 while the process lives"),
+    Route.READYZ: _own(_READ, "/readyz", _READINESS),
+    Route.ROBOTS: _own(_READ, "/robots.txt", "200, which turns crawlers away"),
+    Route.METRICS: Entry(_READ, "/metrics", "200 with a comment"),
+    Route.PING: Entry(_READ | _POST, "/ping", _READINESS),
+    Route.FAVICON: Entry(_READ, "/favicon.ico", "204"),
+    Route.MODELS: Entry(_READ, "/v1/models", "the models that are known"),
+    Route.MODEL: Entry(_READ, "/v1/models/*", "the model, if it is known, or 404"),
+    Route.PREFLIGHT: Entry(frozenset({"OPTIONS"}), "any path", "204; a CORS preflight may go on"),
+    Route.CHECKED: Entry(_USES, "the paths that wake, asked by a health checker", _READINESS),
+    Route.HEALTH_CHECK: _own(_ANY, "any other path, asked by a health checker", _READINESS),
+    Route.PROXIED: Entry(_USES, "the paths that wake", wakes=True, prolongs=True),
+    Route.HEAD: Entry(frozenset({"HEAD"}), "the paths that wake", "200 without a body"),
+    Route.OTHER: Entry(_ANY, "any other path", "404"),
+}
+"""In the order in which they are looked for: the first that fits is the route."""
 
 METHODS: dict[Route, frozenset[str]] = {
-    Route.HEALTH: _READ,
-    Route.READYZ: _READ,
-    Route.METRICS: _READ,
-    Route.PROXY_METRICS: _READ,
-    Route.PROXY_STATUS: _READ,
-    Route.PROXY_VERSION: _READ,
-    Route.PROXY_START: _POST,
-    Route.PROXY_STOP: _POST,
+    route: entry.methods for route, entry in TABLE.items() if entry.methods and route.value == entry.path
+}
+"""What each route with a path of its own takes."""
+
+_LOCAL = {route.value: route for route in METHODS if not route.value.endswith("*")}
+_MODEL = "/v1/models/"
+
+DEFAULT_WAKE_PATHS = (
+    "/v1/chat/completions",
+    "/v1/chat/completions/*",
+    "/v1/completions",
+    "/v1/completions/*",
+    "/v1/responses",
+    "/v1/responses/*",
+    "/v1/embeddings",
+    "/v1/audio/*",
+    "/v1/realtime",
+    "/v1/messages",
+    "/v1/messages/*",
+    "/v1/systemone",
+    "/v1/score",
+    "/v1/rerank",
+    "/v2/embed",
+    "/v2/rerank",
+    "/cohere/v2/*",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/rerank",
+    "/generative_scoring",
+    "/tokenize",
+    "/detokenize",
+    "/invocations",
+    "/inference/v1/generate",
+)
+"""Where vLLM 0.32 does work for a caller (vllm/entrypoints, every router but those that control or describe it)."""
+
+_DEFAULT = "default"
+_WAKE_PATH = re.compile(r"/[!-~]*")
+
+
+def parse_wake_paths(text: str) -> tuple[str, ...]:
+    """The paths in a comma-separated list, in which `default` stands for DEFAULT_WAKE_PATHS.
+
+    A path that ends with `*` is all paths that begin so. Raises ValueError for what is no such list.
+    """
+    paths: list[str] = []
+    for item in text.split(","):
+        path = item.strip()
+        if path == _DEFAULT:
+            paths += DEFAULT_WAKE_PATHS
+        elif _WAKE_PATH.fullmatch(path) and not re.search(r"[?#]|\*.", path):
+            paths.append(path)
+        else:
+            raise ValueError(f"{path!r} is neither a path nor {_DEFAULT}")
+    return tuple(dict.fromkeys(paths))
+
+
+class Routes:
+    """The routes of one proxy; they differ between proxies by the paths that wake."""
+
+    __slots__ = ("_exact", "_prefixes", "wake_paths")
+
+    def __init__(self, wake_paths: Iterable[str] = DEFAULT_WAKE_PATHS) -> None:
+        """`wake_paths` are as `parse_wake_paths` gives them."""
+        self.wake_paths = tuple(wake_paths)
+        self._exact = frozenset(path for path in self.wake_paths if not path.endswith("*"))
+        self._prefixes = tuple(path[:-1] for path in self.wake_paths if path.endswith("*"))
+
+    def route_of(self, method: str, path: str) -> Route:
+        """The route of a request that no health checker has sent; `path` is the raw path without its query.
+
+        The proxy's pages are its own only for the methods that they take; everything under /proxy/ is its own
+        whatever the method, so that a mistyped one never reaches the target.
+        """
+        if path.startswith("/proxy/") or path == "/proxy":
+            return _LOCAL.get(path, Route.PROXY_OTHER)
+        local = _LOCAL.get(path)
+        if local is not None and method in METHODS[local]:
+            return local
+        if method == "OPTIONS":
+            return Route.PREFLIGHT
+        if path.startswith(_MODEL) and method in METHODS[Route.MODEL]:
+            return Route.MODEL
+        if path in self._exact or path.startswith(self._prefixes):
+            if method in _USES:
+                return Route.PROXIED
+            if method == "HEAD":
+                return Route.HEAD
+        return Route.OTHER
+
+    def route_for(self, method: str, path: str, user_agent: str) -> Route:
+        """The route of a request, whoever has sent it."""
+        route = self.route_of(method, path)
+        checked = _CHECKED.get(route)
+        return checked if checked is not None and is_health_checker(user_agent) else route
+
+
+_CHECKED = {
+    Route.PROXIED: Route.CHECKED,
+    Route.HEAD: Route.HEALTH_CHECK,
+    Route.OTHER: Route.HEALTH_CHECK,
 }
 
-_LOCAL = {route.value: route for route in METHODS}
+HEALTH_CHECKERS = (
+    "kube-probe/",
+    "ELB-HealthChecker/",
+    "Amazon-Route53-Health-Check-Service",
+    "GoogleHC",
+    "GoogleStackdriverMonitoring-UptimeChecks",
+    "Load Balancer Agent",
+    "Edge Health Probe",
+    "Cloudflare-Healthchecks/",
+    "Cloudflare-Traffic-Manager/",
+    "DigitalOcean Uptime Probe",
+    "Consul Health Check",
+    "Envoy/HC",
+    "Prometheus/",
+    "Blackbox Exporter/",
+    "Blackbox-Exporter/",
+    "vm_promscrape",
+    "GrafanaAgent/",
+    "Alloy/",
+    "Telegraf/",
+    "Datadog Agent/",
+    "Datadog/Synthetics",
+    "NewRelicPinger/",
+    "check_http/",
+    "Zabbix",
+    "Gatus/",
+    "Checkly/",
+    "Uptime-Kuma/",
+    "UptimeRobot/",
+    "Pingdom.com_bot",
+    "HetrixTools",
+    "Better Uptime Bot",
+    "Better Stack",
+)
+"""How the User-Agent of each known health checker begins. No plain HTTP library's is among them: users have those."""
+
+# Some say "Mozilla/5.0 (compatible; NAME/1.0; ...)".
+_HEALTH_CHECKER = rf"(?:Mozilla/5\.0[ +]\(compatible; ?)?(?:{'|'.join(map(re.escape, HEALTH_CHECKERS))})"
+_IN_TEXT = re.compile(_HEALTH_CHECKER)
+_IN_BYTES = re.compile(_HEALTH_CHECKER.encode("ascii"))
+
+
+def is_health_checker(user_agent: bytes | str) -> bool:
+    """Whether this User-Agent is that of a program that only asks whether something is there."""
+    if isinstance(user_agent, bytes):
+        return _IN_BYTES.match(user_agent) is not None
+    return _IN_TEXT.match(user_agent) is not None
+
+
+DEFAULT_ROUTES = Routes()
 
 
 def route_of(method: str, path: str) -> Route:
-    """The route of a request; `path` is the raw path without its query.
-
-    The probes' paths are the proxy's own only for the methods that probes use; everything under /proxy/ is
-    its own whatever the method, so that a mistyped one never wakes a GPU.
-    """
-    if path.startswith("/proxy/") or path == "/proxy":
-        return _LOCAL.get(path, Route.PROXY_OTHER)
-    route = _LOCAL.get(path, Route.PROXIED)
-    return route if route is Route.PROXIED or method in METHODS[route] else Route.PROXIED
+    """The route of a request where the default paths wake; as `Routes.route_of`."""
+    return DEFAULT_ROUTES.route_of(method, path)

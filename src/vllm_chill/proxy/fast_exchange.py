@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
+from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.attempts import Attempts
@@ -59,6 +60,7 @@ class FastLane:
     pool: UpstreamPool
     timeouts: RelayTimeouts
     body_bytes: int
+    route_of: Callable[[str, str], Route] = route_of
     heads: KnownHeads = field(default_factory=KnownHeads)
 
 

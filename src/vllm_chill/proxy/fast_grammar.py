@@ -9,10 +9,11 @@ what the connection is for, or could be read in two ways, is not in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from vllm_chill.core.routing import Route, route_of
+from vllm_chill.core.routing import Route, is_health_checker, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
 from vllm_chill.proxy.headers import FORWARDED, forwarded, host_of
@@ -47,14 +48,16 @@ class PlainHead:
 
     `before` are its bytes up to the length's digits, `after` those behind them (None, and all of it is in `before`,
     if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
-    name in lower case, those that are written anew. `proxied` says whether its route leads to the target.
+    name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease.
     """
 
     __slots__ = ("__weakref__", "_fields", "_special", "_written", "after", "before", "method", "proxied", "target")
 
-    def __init__(self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes], *, proxied: bool
+    ) -> None:
         self.method = method
-        self.proxied = route_of(method, target.partition(b"?")[0].decode("ascii")) is Route.PROXIED
+        self.proxied = proxied
         self.before = b""
         self.after: bytes | None = None
         self.target = target
@@ -102,8 +105,8 @@ class PlainRequest(NamedTuple):
     length: int | None
 
 
-def first_look(data: bytes) -> PlainRequest | None:
-    """The request that these bytes start with, if its head is whole and plain."""
+def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) -> PlainRequest | None:
+    """The request that these bytes start with, if its head is whole and plain; `route_of` gives a path its route."""
     end = data.find(b"\r\n\r\n", 0, HEAD_BYTES)
     match = _HEAD.match(data, 0, end + 4) if end >= 0 else None
     if match is None:
@@ -129,7 +132,10 @@ def first_look(data: bytes) -> PlainRequest | None:
     if length is not None and not _LENGTH.fullmatch(length):
         return None
     written_anew = {name: value for name, value in special.items() if name in _WRITTEN_ANEW}
-    head = PlainHead(_METHODS[match[1]], match[2], b"".join(kept), written_anew)
+    method, target = _METHODS[match[1]], match[2]
+    route = route_of(method, target.partition(b"?")[0].decode("ascii"))
+    proxied = route is Route.PROXIED and not is_health_checker(special.get(b"user-agent", b""))
+    head = PlainHead(method, target, b"".join(kept), written_anew, proxied=proxied)
     start = end + 4
     if length is None:
         head.before = data[:start]
@@ -146,7 +152,7 @@ class KnownHeads:
     def __init__(self) -> None:
         self._heads: WeakValueDictionary[bytes, PlainHead] = WeakValueDictionary()
 
-    def look(self, data: bytes) -> PlainRequest | None:
+    def look(self, data: bytes, route_of: Callable[[str, str], Route] = route_of) -> PlainRequest | None:
         """What `first_look` finds, with the head that is known already if there is one."""
         start = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         field = _LENGTH_FIELD.search(data, 0, start)
@@ -154,7 +160,7 @@ class KnownHeads:
         head = self._heads.get(key) if start > 3 else None
         if head is not None and (head.after is None) == (field is None):
             return PlainRequest(head, start, int(field[1]) if field is not None else None)
-        request = first_look(data)
+        request = first_look(data, route_of)
         if request is not None:
             self._heads[request.head.before + (request.head.after or b"")] = request.head
         return request

@@ -137,7 +137,7 @@ class FastConnection(asyncio.Protocol):
 
     def _look(self, data: bytes) -> None:
         head, lane = self._head, self.lane
-        request = (head.again(data) if head is not None else None) or lane.heads.look(data)
+        request = (head.again(data) if head is not None else None) or lane.heads.look(data, lane.route_of)
         if request is None or not request.head.proxied:
             self._leave_lane(data)
             return

@@ -112,6 +112,8 @@ class ProxyHandler:
         endpoint = self._controller.endpoint
         if endpoint is None:
             return None
+        if _expects_continue(request):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = RequestBody(request, self._options.replay_bytes)
         return await relay(request, body, endpoint, self._pool, self._options.timeouts)
 

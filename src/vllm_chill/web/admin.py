@@ -1,4 +1,4 @@
-"""What the proxy answers itself. Nothing here wakes the target, but the operation that is there to do so."""
+"""The proxy's own routes. Nothing here wakes the target, but the operation that is there to do so."""
 
 from __future__ import annotations
 
@@ -6,39 +6,44 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from vllm_chill.api.status import ProxyStatus, TargetStatus, target_status
+from vllm_chill.api.models import ModelState
+from vllm_chill.api.status import ProxyStatus, TargetStatus, phase_name, target_status
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.core.routing import METHODS, Route
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.core.routing import METHODS, TABLE, Route
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
 from vllm_chill.errors import BadRequest, MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.start_record import StartRecord
-
-_PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
 
 
 class AdminApi:
-    """The proxy's own routes. `draining` tells whether the proxy is shutting down."""
+    """Every route but the one that wakes. `draining` tells whether the proxy is shutting down; `eta`, in how many
+    seconds the target is likely to be ready, None where that is not known.
+    """
 
     def __init__(
         self,
         controller: ScaleController,
-        scrape: Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]],
+        pass_by: PassBy,
         metrics: Metrics,
         version: str,
         draining: Callable[[], bool],
         starts: StartRecord,
+        knowledge: ModelKnowledge,
     ) -> None:
         self._controller = controller
-        self._scrape = scrape
         self._metrics = metrics
         self._version = version
         self._draining = draining
         self._starts = starts
+        self._stand_in = StandIn(str(controller.target.ref), pass_by, knowledge, self._model_state, self._readyz)
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
-            Route.METRICS: self._metrics_of_target,
+            Route.HEALTH_CHECK: self._readyz,
+            Route.ROBOTS: self._robots,
             Route.PROXY_METRICS: self._own_metrics,
             Route.PROXY_STATUS: self._status,
             Route.PROXY_VERSION: self._tell_version,
@@ -47,12 +52,15 @@ class AdminApi:
         }
 
     async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request to one of the proxy's own routes."""
-        if route not in METHODS:
+        """Answer a request to any route but the one that wakes."""
+        if route in STOOD_IN:
+            return await self._stand_in.handle(route, request)
+        if route is Route.PROXY_OTHER:
             known = ", ".join(r.value for r in METHODS if r.value.startswith("/proxy/"))
             raise NotFound(f"there is nothing at {request.path}; the proxy's own paths are {known}.")
-        if request.method not in METHODS[route]:
-            takes = " or ".join(sorted(METHODS[route]))
+        methods = TABLE[route].methods
+        if methods and request.method not in methods:
+            takes = " or ".join(sorted(methods))
             raise MethodNotAllowed(f"{route.value} takes {takes}, not {request.method}.")
         return await self._handlers[route](request)
 
@@ -67,13 +75,8 @@ class AdminApi:
             return web.Response(status=503, text=f"not ready: the state of the target is not known: {cause}\n")
         return web.Response(text="ready\n")
 
-    async def _metrics_of_target(self, request: web.BaseRequest) -> web.StreamResponse:
-        scraped = await self._scrape(request)
-        if scraped is not None:
-            return scraped
-        status = self._target_status()
-        text = f"# {status.target} is {status.phase}: vLLM has no metrics now, and this scrape does not wake it.\n"
-        return web.Response(text=text, headers={"Content-Type": _PROMETHEUS_TEXT})
+    async def _robots(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text="User-agent: *\nDisallow: /\n")
 
     async def _own_metrics(self, request: web.BaseRequest) -> web.Response:
         self._starts.settle(self._controller.target)
@@ -117,6 +120,12 @@ class AdminApi:
     def _done(self, message: str, status: int = 200) -> web.Response:
         body = {"status": "success", "message": message, "target": self._target_status().model_dump()}
         return web.json_response(body, status=status)
+
+    def _model_state(self) -> ModelState:
+        now = self._controller.now()
+        phase = self._controller.target.phase
+        eta = self._starts.eta(now) if self._starts.current is not None else self._starts.history.whole
+        return ModelState(phase_name(phase), None if isinstance(phase, Ready) else eta)
 
     def _target_status(self) -> TargetStatus:
         target = self._controller.target

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from vllm_chill.core.routing import Route, route_of
+from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes
 from vllm_chill.errors import AnswerableError, BadRequest, InternalError
 from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
 from vllm_chill.proxy.answer import answer
@@ -36,9 +37,15 @@ class ProxyServer:
     """
 
     def __init__(
-        self, proxied: Handler, local: LocalHandler, metrics: Metrics, lane: Callable[[Counter], FastLane] | None = None
+        self,
+        proxied: Handler,
+        local: LocalHandler,
+        metrics: Metrics,
+        lane: Callable[[Counter], FastLane] | None = None,
+        routes: Routes = DEFAULT_ROUTES,
     ) -> None:
         """`lane` makes the fast lane of the proxied requests; None for none."""
+        self._routes = routes
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
@@ -62,7 +69,7 @@ class ProxyServer:
         }
         if lane is None:
             return ClientServer(self._handle, **options)
-        return FastServer(self._handle, lane=lane(self), **options)
+        return FastServer(self._handle, lane=replace(lane(self), route_of=self._routes.route_of), **options)
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begin to accept connections; the addresses that are listened on. Raises OSError."""
@@ -100,7 +107,8 @@ class ProxyServer:
         route, status = Route.PROXIED, _CLIENT_LEFT
         try:
             try:
-                route = route_of(request.method, _path(request))
+                agent = request.headers.get(hdrs.USER_AGENT, "")
+                route = self._routes.route_for(request.method, _path(request), agent)
                 response = await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
             except AnswerableError as error:
                 response = answer(error)
