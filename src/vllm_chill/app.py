@@ -122,7 +122,11 @@ async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
         from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 
         async with connect(settings.kubeconfig) as api:
-            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port))
+            yield KubernetesBackend(
+                api,
+                Endpoint(settings.target_host, settings.target_port),
+                unschedulable_seconds=settings.unschedulable_after.total_seconds(),
+            )
 
 
 async def serve(
