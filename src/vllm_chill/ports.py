@@ -37,6 +37,19 @@ class ClusterBackend(Protocol):
         """
 
 
+class StartHistory(Protocol):
+    """Where what was learned of a target's starts outlasts this process: one short text for each target, opaque here.
+
+    Neither call raises: a history that cannot be kept is one that is learned anew, and one log line says why.
+    """
+
+    async def load(self, ref: TargetRef) -> str | None:
+        """The text that was saved last, or None if none was or it cannot be had."""
+
+    async def save(self, ref: TargetRef, text: str) -> None:
+        """Keep this text in place of the one before."""
+
+
 class Recorder(Protocol):
     """Whoever keeps a record of what happens to a target. Calls return at once and never raise."""
 
