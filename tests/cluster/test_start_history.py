@@ -25,7 +25,7 @@ async def test_a_history_is_kept_on_the_deployment_and_rolls_nothing_out(cluster
 
 
 def is_observed(deployment: Json) -> bool:
-    return bool(deployment["status"]["observedGeneration"] == deployment["metadata"]["generation"])
+    return bool(deployment["status"].get("observedGeneration") == deployment["metadata"]["generation"])
 
 
 async def test_a_deployment_that_is_not_there_has_no_history(cluster: Cluster) -> None:
