@@ -27,6 +27,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "--host": ("HOST", "0.0.0.0"),
         "--wake-timeout": ("WAKE_TIMEOUT", "2m"),
         "--start-timeout": ("START_TIMEOUT", "30m"),
+        "--unschedulable-after": ("UNSCHEDULABLE_AFTER", "1m"),
         "--stop-timeout": ("STOP_TIMEOUT", "30s"),
         "--drain-timeout": ("DRAIN_TIMEOUT", "10m"),
         "--backend": ("VLLM_CHILL_BACKEND", "kubernetes"),

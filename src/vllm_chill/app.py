@@ -181,9 +181,15 @@ async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartH
         # Imported when it is used: the client's models are a third of the proxy's memory.
         from vllm_chill.adapters.kubernetes.client import connect
         from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+        from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 
         async with connect(settings.kubeconfig) as api:
-            yield KubernetesBackend(api, Endpoint(settings.target_host, settings.target_port)), None
+            backend = KubernetesBackend(
+                api,
+                Endpoint(settings.target_host, settings.target_port),
+                unschedulable_seconds=settings.unschedulable_after.total_seconds(),
+            )
+            yield backend, DeploymentHistory(api)
 
 
 def _state_file(plan: Plan) -> StartHistory | None:

@@ -169,6 +169,11 @@ class Settings(BaseSettings):
         "How long the target may take to become ready, whoever waits; then its start has failed. Half an hour "
         "covers the first download of a large model.",
     )  # fmt: skip
+    unschedulable_after: Duration = _setting(
+        timedelta(seconds=60), "UNSCHEDULABLE_AFTER", "Timing", _ANY_DURATION,
+        "With --backend kubernetes: how long a pod may wait for a node with room before its start has failed. A minute "
+        "outlasts most pods on their way out; where an autoscaler adds nodes, set it to what a new node takes.",
+    )  # fmt: skip
     stop_timeout: Duration = _setting(
         timedelta(seconds=30), "STOP_TIMEOUT", "Timing", _ANY_DURATION,
         "With --backend process: how long the engine may take to end after SIGTERM, before SIGKILL. The same as "

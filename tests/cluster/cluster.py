@@ -30,6 +30,15 @@ def path_of(item: Json, namespace: str | None = None) -> str:
     return f"{root}/namespaces/{namespace or item['metadata']['namespace']}/{plural}"
 
 
+def waits(reason: str, restarts: int = 0) -> Callable[[list[Json]], bool]:
+    """Whether a container of one of these pods waits for this reason."""
+    return lambda pods: any(
+        status["state"].get("waiting", {}).get("reason") == reason and status["restartCount"] >= restarts
+        for pod in pods
+        for status in pod["status"].get("containerStatuses", [])
+    )
+
+
 class Troubled(Seen):
     """An observer that can be waited on for the first loss."""
 
@@ -84,12 +93,41 @@ class Cluster:
         await self.patch(f"{self._deployments}/{name}/scale", {"spec": {"replicas": replicas}})
 
     async def set_image(self, image: str, name: str = "vllm") -> None:
-        container = {"name": "vllm", "image": image}
-        await self.patch(
-            f"{self._deployments}/{name}",
-            {"spec": {"template": {"spec": {"containers": [container]}}}},
-            "strategic-merge",
-        )
+        await self._set_container({"image": image}, name)
+
+    async def set_gpus(self, gpus: int, name: str = "vllm") -> None:
+        """Have each pod ask for so many GPUs."""
+        await self._set_container({"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}, name)
+
+    async def set_variable(self, variable: str, value: str, name: str = "vllm") -> None:
+        """Set a variable of the engine."""
+        await self._set_container({"env": [{"name": variable, "value": value}]}, name)
+
+    async def make_of(self, pod: Json, state: Json) -> None:
+        """Write another state of a pod's only container, as its kubelet would; the node must have left it alone."""
+        [status] = pod["status"]["containerStatuses"]
+        path = f"{self._pods}/{pod['metadata']['name']}/status"
+        await self.patch(path, {"status": {"containerStatuses": [{**status, "state": state}]}})
+
+    async def limit_pods(self, pods: int) -> None:
+        """Give the namespace a quota of so many pods, called pods; back when it counts."""
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "pods"}}
+        await self.create({**body, "spec": {"hard": {"pods": str(pods)}}})
+        await self.until("/api/v1", "resourcequotas", lambda quotas: all("hard" in q["status"] for q in quotas))
+
+    async def say_of(self, pod: Json, reason: str, message: str) -> None:
+        """An event of a pod's container, as its kubelet would write it."""
+        about = {
+            "kind": "Pod",
+            "apiVersion": "v1",
+            "name": pod["metadata"]["name"],
+            "namespace": self.namespace,
+            "uid": pod["metadata"]["uid"],
+            "fieldPath": "spec.containers{vllm}",
+        }
+        metadata = {"generateName": pod["metadata"]["name"] + "."}
+        said = {"involvedObject": about, "reason": reason, "message": message, "type": "Normal"}
+        await self.create({"apiVersion": "v1", "kind": "Event", "metadata": metadata, **said})
 
     async def delete_deployment(self, name: str = "vllm") -> None:
         await self.api.call("DELETE", f"{self._deployments}/{name}", query={"propagationPolicy": "Background"})
@@ -127,6 +165,10 @@ class Cluster:
 
     async def patch(self, path: str, body: Json, kind: str = "merge") -> Json:
         return await self.api.call("PATCH", path, body=body, patch=kind)
+
+    async def _set_container(self, change: Json, name: str) -> None:
+        body = {"spec": {"template": {"spec": {"containers": [{"name": "vllm", **change}]}}}}
+        await self.patch(f"{self._deployments}/{name}", body, "strategic-merge")
 
     async def delete(self, path: str) -> None:
         try:

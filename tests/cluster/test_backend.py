@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from tests.cluster.cluster import IMAGE, Cluster, deployment
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.core.startup import missing
-from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused
 
 ENDPOINT = Endpoint("vllm-svc", 80)
@@ -43,21 +43,98 @@ class TestKubernetesBackend(BackendContract):
 
 
 @asynccontextmanager
-async def watched(cluster: Cluster, name: str = "vllm") -> AsyncIterator[tuple[KubernetesBackend, TargetRef, Seen]]:
-    backend, ref, seen = KubernetesBackend(cluster.api, ENDPOINT), TargetRef(cluster.namespace, name), Seen()
+async def following(backend: KubernetesBackend, ref: TargetRef, seen: Seen) -> AsyncIterator[None]:
     watching = asyncio.create_task(backend.watch(ref, seen))
     try:
         await seen.until(lambda _: True)
-        yield backend, ref, seen
+        yield
     finally:
         watching.cancel()
         await asyncio.wait([watching])
+
+
+@asynccontextmanager
+async def watched(cluster: Cluster) -> AsyncIterator[tuple[KubernetesBackend, TargetRef, Seen]]:
+    backend, ref, seen = KubernetesBackend(cluster.api, ENDPOINT), ref_of(cluster), Seen()
+    async with following(backend, ref, seen):
+        yield backend, ref, seen
+
+
+def ref_of(cluster: Cluster) -> TargetRef:
+    return TargetRef(cluster.namespace, "vllm")
 
 
 async def test_requests_go_to_the_service(cluster: Cluster) -> None:
     await cluster.create_deployment(replicas=1)
     async with watched(cluster) as (_, _, seen):
         assert (await seen.until(is_ready)).endpoints == (ENDPOINT,)
+
+
+async def test_each_pod_is_a_member_with_its_own_address_before_it_is_ready_and_after(cluster: Cluster) -> None:
+    await cluster.create_deployment(replicas=2)
+    async with watched(cluster) as (_, _, seen):
+        ready = await seen.until(lambda o: len(o.serving) == 2)
+        pods = sorted(await cluster.pods(), key=lambda pod: str(pod["metadata"]["name"]))
+        own = {pod["metadata"]["name"]: Endpoint(pod["status"]["podIP"], 8000) for pod in pods}
+        assert {member.name: member.endpoint for member in ready.members} == own
+        assert {member.progress for member in ready.members} == {Progress(Stage.ANSWERING)}
+        early = [member for o in seen.observations for member in o.members if not member.ready and member.endpoint]
+        assert {member.endpoint for member in early} == set(own.values())
+
+
+async def test_a_start_goes_through_its_stages_and_never_back(cluster: Cluster) -> None:
+    await cluster.create_deployment(load_seconds=1)
+    async with watched(cluster) as (backend, ref, seen):
+        await backend.scale(ref, 1)
+        await seen.until(is_ready)
+        stages = [o.progress.stage for o in seen.observations if o.progress is not None]
+        assert stages == sorted(stages)
+        assert {Stage.CREATING, Stage.STARTING, Stage.ANSWERING} <= set(stages)
+        assert stages[0] is Stage.REQUESTED
+        told = len(seen.observations)
+        await asyncio.sleep(1)
+        assert len(seen.observations) == told
+
+
+async def test_a_pull_is_told_from_its_events(cluster: Cluster) -> None:
+    # The node leaves such a pod alone once it has said so; the test goes on in its place.
+    await cluster.create_deployment()
+    await cluster.set_image("bad/image")
+    async with watched(cluster) as (backend, ref, seen):
+        await backend.scale(ref, 1)
+        await seen.until(lambda o: o.failure is not None)
+        [pod] = await cluster.pods()
+        await cluster.make_of(pod, {"waiting": {"reason": "ContainerCreating"}})
+        await seen.until(at(Stage.CREATING))
+        await cluster.say_of(pod, "Pulling", 'Pulling image "bad/image"')
+        pulling = await seen.until(at(Stage.PULLING))
+        assert pulling.progress == Progress(Stage.PULLING, 'Pulling image "bad/image"')
+        await cluster.say_of(pod, "Pulled", 'Successfully pulled image "bad/image" in 1s')
+        await seen.until(at(Stage.CREATING))
+
+
+def at(stage: Stage) -> Callable[[Observation], bool]:
+    return lambda seen: seen.progress is not None and seen.progress.stage is stage
+
+
+async def test_more_gpus_than_there_are_are_waited_for_with_the_schedulers_words_and_then_given_up(
+    cluster: Cluster,
+) -> None:
+    words = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu"
+    await cluster.create_deployment()
+    await cluster.set_gpus(99)
+    backend, ref, seen = KubernetesBackend(cluster.api, ENDPOINT, unschedulable_seconds=2), ref_of(cluster), Seen()
+    async with following(backend, ref, seen):
+        await backend.scale(ref, 1)
+        waiting = await seen.until(lambda o: o.progress == Progress(Stage.SCHEDULING, words))
+        assert waiting.failure is None
+        [member] = waiting.members
+        assert member == Replica(member.name, None, False, Progress(Stage.SCHEDULING, words))
+        failed = await seen.until(lambda o: o.failure is not None, seconds=5)
+        assert failed.failure is not None
+        assert f"no node has had room for it for 2 s: {words}" in failed.failure
+        await cluster.set_gpus(1)
+        assert (await seen.until(is_ready)).failure is None
 
 
 async def test_a_deployment_that_is_not_there_is_a_failure_until_it_is_created(cluster: Cluster) -> None:
@@ -149,9 +226,7 @@ async def test_a_crash_loop_says_how_it_crashed(cluster: Cluster) -> None:
 
 
 async def test_a_quota_without_room_is_a_failure(cluster: Cluster) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    await cluster.create(quota)
-    await cluster.until("/api/v1", "resourcequotas", lambda quotas: all("hard" in q["status"] for q in quotas))
+    await cluster.limit_pods(0)
     await cluster.create_deployment(replicas=1)
     async with watched(cluster) as (_, ref, seen):
         failed = await seen.until(lambda o: o.failure is not None)

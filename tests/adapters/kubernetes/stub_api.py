@@ -1,4 +1,4 @@
-"""An API server's list, watch and scale over real sockets, with hands to make it misbehave.
+"""An API server's list, watch, scale, patch and logs over real sockets, with hands to make it misbehave.
 
 Its rules: versions grow by one with each write, a watch begins after the version it names, what is forgotten is 410.
 """
@@ -25,14 +25,26 @@ def line(kind: str, item: Json) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
+def is_at(path: str, item: Json) -> bool:
+    """Whether an object is in the collection at a path."""
+    kind = item.get("kind")
+    return kind is None or f"{kind.lower()}s" == path.split("/")[-1]
+
+
 class StubApi:
-    """One collection at every path. `requests` are the requests so far, `lists` and `watches` count them."""
+    """One collection at every path, of which an object that says its kind is only in those of its kind.
+
+    `requests` are the requests so far, and `count` counts them by what they are. `logs` are the answers for the logs
+    of pods by name; a collection in `forbidden` may not be read, nor may logs if "log" is.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, Json] = {}
         self.version = 10
         self.oldest = 0
-        self.history: list[tuple[int, bytes]] = []
+        self.history: list[tuple[int, Json, bytes]] = []
+        self.logs: dict[str, bytes] = {}
+        self.forbidden: set[str] = set()
         self.requests: list[web.Request] = []
         self.count: Counter[str] = Counter()
         self.refusals: list[tuple[int, Json | bytes]] = []
@@ -76,7 +88,7 @@ class StubApi:
     async def bookmark(self, version: int) -> None:
         """Tell all watches that nothing up to this version concerns them."""
         self.version = version - 1
-        await self._log("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": str(version)}})
+        await self._log("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})
 
     async def until_asked(self, what: str, times: int = 1) -> None:
         """Wait until so many requests of a kind ("list", "watch", "write") have come."""
@@ -98,12 +110,14 @@ class StubApi:
     async def _log(self, kind: str, item: Json) -> None:
         async with self._written:
             self.version += 1
-            self.history.append((self.version, line(kind, item)))
+            self.history.append((self.version, item, line(kind, item)))
             self._written.notify_all()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
+        collection = request.path.split("/")[-1]
         what = "watch" if "watch" in request.query else {"GET": "list"}.get(request.method, "write")
+        what = "log" if collection == "log" else what
         self.count[what] += 1
         self._asked.set()
         if self.delay:
@@ -113,13 +127,21 @@ class StubApi:
             if isinstance(body, bytes):
                 return web.Response(status=code, body=body)
             return web.json_response(body, status=code)
-        if what == "watch":
-            return await self._watch(request)
-        return self._list(request) if what == "list" else await self._scale(request)
+        if collection in self.forbidden:
+            return web.json_response(status(403, f"User cannot {what} {collection}", "Forbidden"), status=403)
+        match what:
+            case "watch":
+                return await self._watch(request)
+            case "list":
+                return self._list(request)
+            case "log":
+                return web.Response(body=self.logs[request.path.split("/")[-2]])
+            case _:
+                return await (self._scale if collection == "scale" else self._patch)(request)
 
     def _list(self, request: web.Request) -> web.Response:
-        begin, limit = int(request.query.get("continue", 0)), int(request.query["limit"])
-        names = sorted(self.objects)
+        begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", 500))
+        names = sorted(name for name, item in self.objects.items() if is_at(request.path, item))
         metadata: Json = {"resourceVersion": str(self.version)}
         if begin + limit < len(names):
             metadata["continue"] = str(begin + limit)
@@ -133,6 +155,13 @@ class StubApi:
         if item["spec"]["replicas"] != replicas:
             item = await self.put({**item, "spec": {**item["spec"], "replicas": replicas}})
         return web.json_response({"kind": "Scale", "metadata": item["metadata"], "spec": {"replicas": replicas}})
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        """A merge patch of an object's metadata."""
+        item, patch = self.objects[request.path.split("/")[-1]], (await request.json())["metadata"]
+        annotations = {**item["metadata"].get("annotations", {}), **patch["annotations"]}
+        item = await self.put({**item, "metadata": {**item["metadata"], "annotations": annotations}})
+        return web.json_response(item)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -153,10 +182,11 @@ class StubApi:
         cutting = asyncio.create_task(cut.wait())
         try:
             while not cut.is_set():
-                for at, said in self.history:
+                for at, item, said in self.history:
                     if at > version:
-                        await response.write(said)
                         version = at
+                        if is_at(request.path, item):
+                            await response.write(said)
                 writing = asyncio.create_task(self._after(version))
                 try:
                     await asyncio.wait({writing, cutting}, return_when=asyncio.FIRST_COMPLETED)

@@ -10,10 +10,11 @@ from tests.adapters.kubernetes.stub_api import Json, StubApi, status
 from vllm_chill.adapters.kubernetes.client import ApiClient
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.watch import Pace
-from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Progress, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 
 REF = TargetRef("ai-apps", "vllm")
+ASKED_FOR = Observation(1, 0, progress=Progress(Stage.REQUESTED))
 QUICK = Pace(pause_first_seconds=0.02, pause_most_seconds=0.1)
 
 
@@ -78,7 +79,7 @@ async def test_a_write_without_a_watch_is_done_when_it_is_taken(server: StubApi,
 async def test_a_write_is_one_request_and_is_seen(server: StubApi, backend: KubernetesBackend, seen: Seen) -> None:
     before = len(server.requests)
     await backend.scale(REF, 1)
-    assert seen.last == Observation(1, 0)
+    assert seen.last == ASKED_FOR
     [request] = server.requests[before:]
     assert request.method == "PATCH"
     assert request.path == "/apis/apps/v1/namespaces/ai-apps/deployments/vllm/scale"
@@ -92,7 +93,7 @@ async def test_a_write_that_the_watch_does_not_tell_of_is_looked_for(
     server.cut()
     await server.until_asked("watch", 4)
     await backend.scale(REF, 1)
-    assert seen.last == Observation(1, 0)
+    assert seen.last == ASKED_FOR
     assert seen.losses == []
 
 
@@ -122,7 +123,7 @@ async def test_the_observer_is_not_told_twice_of_the_same(server: StubApi, seen:
     await server.put(deployment())
     await server.put(deployment(1))
     await seen.until(lambda o: o.replicas == 1)
-    assert seen.observations == [Observation(0, 0), Observation(1, 0)]
+    assert seen.observations == [Observation(0, 0), ASKED_FOR]
 
 
 async def silent(request: object, response: object) -> None:

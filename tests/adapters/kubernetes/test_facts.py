@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from vllm_chill.adapters.kubernetes.client import Json
-from vllm_chill.adapters.kubernetes.facts import label_selector, pod_facts, workload
-from vllm_chill.core.startup import ContainerFacts, PodFacts, WorkloadFacts
+from vllm_chill.adapters.kubernetes.facts import engine_port, label_selector, pod_facts, workload
+from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
+from vllm_chill.core.startup import WorkloadFacts
+from vllm_chill.core.target import Endpoint
 
 READY = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
 
@@ -17,8 +19,13 @@ def pod(owner: str = "vllm-abc", kind: str = "ReplicaSet", controller: bool = Tr
             "labels": {"app": "vllm", "pod-template-hash": "abc"},
             "ownerReferences": [{"kind": kind, "name": owner, "controller": controller}],
         },
+        "spec": {"nodeName": "node-0", "containers": [{"name": "vllm", "ports": [{"containerPort": 8000}]}]},
         "status": status,
     }
+
+
+def facts_of(item: Json) -> PodFacts | None:
+    return pod_facts(item, "vllm", 80)
 
 
 @pytest.mark.parametrize(
@@ -46,49 +53,109 @@ def test_a_selector_as_a_query(selector: Json, query: str) -> None:
     ],
 )
 def test_a_pod_is_not_the_deployments_if_it_belongs_to(item: Json) -> None:
-    assert pod_facts(item, "vllm") is None
+    assert facts_of(item) is None
 
 
 def test_a_pod_that_has_just_been_made() -> None:
-    assert pod_facts(pod(), "vllm") == PodFacts("vllm-abc-1", "abc", "2026-01-01T00:00:00Z")
+    assert facts_of(pod()) == PodFacts("vllm-abc-1", "abc", "2026-01-01T00:00:00Z")
 
 
 def test_a_pod_that_is_ready_and_terminates() -> None:
     item = pod(phase="Running", conditions=READY)
     item["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
-    facts = pod_facts(item, "vllm")
+    facts = facts_of(item)
     assert facts is not None
     assert (facts.ready, facts.terminating, facts.ended) == (True, True, False)
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_pod_that_has_ended(phase: str) -> None:
-    facts = pod_facts(pod(phase=phase), "vllm")
+    facts = facts_of(pod(phase=phase))
     assert facts is not None
     assert facts.ended
 
 
 def test_a_pod_whose_containers_fail_init_containers_first() -> None:
     crash = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
-    last = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
-    facts = pod_facts(
+    last = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "00:01"}}
+    facts = facts_of(
         pod(
             containerStatuses=[{"name": "vllm", "state": crash, "lastState": last, "restartCount": 3}],
-            initContainerStatuses=[{"name": "download", "state": {"terminated": {"exitCode": 0}}}],
-        ),
-        "vllm",
+            initContainerStatuses=[{"name": "download", "state": {"terminated": {"exitCode": 0, "finishedAt": "t"}}}],
+        )
     )
     assert facts is not None
     assert facts.containers == (
-        ContainerFacts("download"),
-        ContainerFacts("vllm", "CrashLoopBackOff", "back-off 10s", 3, 137, "OOMKilled"),
+        ContainerFacts("download", exit_code=0, init=True, ended_at="t"),
+        ContainerFacts("vllm", "CrashLoopBackOff", "back-off 10s", 3, 137, "OOMKilled", ended_at="00:01"),
     )
+
+
+def test_a_container_that_runs_after_a_crash() -> None:
+    last = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": "00:01"}}
+    running = {"name": "vllm", "state": {"running": {"startedAt": "00:02"}}, "lastState": last, "restartCount": 1}
+    facts = facts_of(pod(containerStatuses=[running]))
+    assert facts is not None
+    [container] = facts.containers
+    assert container == ContainerFacts("vllm", None, "", 1, 1, "Error", running=True, ended_at="00:01")
+
+
+def scheduled(status: str, reason: str = "", message: str = "") -> list[Json]:
+    return [{"type": "PodScheduled", "status": status, "reason": reason, "message": message}]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "unplaced"),
+    [
+        pytest.param([], Unplaced(), id="not looked at"),
+        pytest.param(
+            scheduled("False", "Unschedulable", "Insufficient nvidia.com/gpu."),
+            Unplaced("Insufficient nvidia.com/gpu.", no_room=True),
+            id="no room",
+        ),
+        pytest.param(
+            scheduled("False", "SchedulingGated", "Scheduling is blocked"),
+            Unplaced("Scheduling is blocked"),
+            id="held back on purpose",
+        ),
+    ],
+)
+def test_a_pod_without_a_node(conditions: list[Json], unplaced: Unplaced) -> None:
+    item = pod(conditions=conditions)
+    del item["spec"]["nodeName"]
+    facts = facts_of(item)
+    assert facts is not None
+    assert facts.unplaced == unplaced
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"), [("10.0.0.7", Endpoint("10.0.0.7", 8000)), ("fd00::7", Endpoint("fd00::7", 8000))]
+)
+def test_a_pod_has_an_address_of_its_own_once_it_has_one(address: str, endpoint: Endpoint) -> None:
+    facts = facts_of(pod(podIP=address))
+    assert facts is not None
+    assert facts.endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("ports", "port"),
+    [
+        pytest.param([[{"containerPort": 9090}, {"containerPort": 8000, "name": "http"}]], 8000, id="one called http"),
+        pytest.param([[{"containerPort": 9090}, {"containerPort": 80}]], 80, id="one of the Service's number"),
+        pytest.param([[], [{"containerPort": 8000, "name": "api"}, {"containerPort": 9090}]], 8000, id="the first"),
+        pytest.param([[{"containerPort": 53, "protocol": "UDP"}]], 80, id="the Service's, if none takes TCP"),
+        pytest.param([[]], 80, id="the Service's, if none is declared"),
+    ],
+)
+def test_the_port_of_the_engine_is(ports: list[list[Json]], port: int) -> None:
+    assert engine_port({"containers": [{"name": "c", "ports": declared} for declared in ports]}, 80) == port
 
 
 def condition(message: str, kind: str = "ReplicaFailure", status: str = "True") -> Json:
     return {"conditions": [{"type": kind, "status": status, "reason": "FailedCreate", "message": message}]}
 
 
+SELECTOR = {"matchLabels": {"app": "vllm"}}
 FORBIDDEN = 'pods "vllm-abc-1" is forbidden: exceeded quota: gpus'
 
 
@@ -100,6 +167,12 @@ FORBIDDEN = 'pods "vllm-abc-1" is forbidden: exceeded quota: gpus'
         pytest.param({"replicas": 1}, condition(FORBIDDEN), WorkloadFacts(1, FORBIDDEN), id="no quota"),
         pytest.param(
             {"replicas": 1},
+            {**condition(FORBIDDEN), "observedGeneration": 2},
+            WorkloadFacts(1),
+            id="what was before the spec was written",
+        ),
+        pytest.param(
+            {"replicas": 1},
             condition("Internal error: failed calling webhook: timeout"),
             WorkloadFacts(1),
             id="a webhook",
@@ -109,6 +182,12 @@ FORBIDDEN = 'pods "vllm-abc-1" is forbidden: exceeded quota: gpus'
     ],
 )
 def test_a_deployment(spec: Json, status: Json, facts: WorkloadFacts) -> None:
-    found = workload({"spec": {**spec, "selector": {"matchLabels": {"app": "vllm"}}}, "status": status})
+    found = workload(
+        {
+            "metadata": {"generation": 3},
+            "spec": {**spec, "selector": SELECTOR},
+            "status": {"observedGeneration": 3} | status,
+        }
+    )
     assert found.facts == facts
     assert found.selector == "app=vllm"

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_chill.adapters.kubernetes.client import Json
-from vllm_chill.core.startup import ContainerFacts, PodFacts, WorkloadFacts
+from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
+from vllm_chill.core.startup import WorkloadFacts
+from vllm_chill.core.target import Endpoint
 
 _REVISION = "pod-template-hash"
 # What the API server says of a pod that it will not take however often it is asked; a webhook's timeout is not there.
@@ -23,9 +25,11 @@ class Workload:
 
 def workload(deployment: Json) -> Workload:
     """The facts of a Deployment. A spec without replicas asks for one."""
-    spec = deployment["spec"]
+    spec, status = deployment["spec"], deployment.get("status") or {}
     replicas = spec.get("replicas")
-    facts = WorkloadFacts(1 if replicas is None else replicas, _refused(deployment.get("status") or {}))
+    # A status of an older spec tells of a start before this one.
+    current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    facts = WorkloadFacts(1 if replicas is None else replicas, _refused(status) if current else None)
     return Workload(facts, label_selector(spec["selector"]))
 
 
@@ -44,18 +48,19 @@ def label_selector(selector: Json) -> str:
     return ",".join(terms)
 
 
-def pod_facts(pod: Json, deployment: str) -> PodFacts | None:
+def pod_facts(pod: Json, deployment: str, port: int) -> PodFacts | None:
     """The facts of a pod, or None if it is not this Deployment's, whatever its labels say.
 
     A Deployment's pods belong to a ReplicaSet that is named for it and for the pod's template; that name is in the
-    pod, so ReplicaSets need not be read.
+    pod, so ReplicaSets need not be read. `port` is the Service's: see `engine_port`.
     """
-    metadata, status = pod["metadata"], pod.get("status") or {}
+    metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     revision = (metadata.get("labels") or {}).get(_REVISION, "")
     owners = metadata.get("ownerReferences") or []
     name = f"{deployment}-{revision}"
     if not any(o["kind"] == "ReplicaSet" and o.get("controller") and o["name"] == name for o in owners):
         return None
+    address = status.get("podIP")
     return PodFacts(
         name=metadata["name"],
         revision=revision,
@@ -64,16 +69,36 @@ def pod_facts(pod: Json, deployment: str) -> PodFacts | None:
         terminating=metadata.get("deletionTimestamp") is not None,
         ended=status.get("phase") in {"Succeeded", "Failed"},
         containers=tuple(
-            _container(container)
+            _container(container, init=kind == "initContainerStatuses")
             for kind in ("initContainerStatuses", "containerStatuses")
             for container in status.get(kind) or []
         ),
+        endpoint=Endpoint(address, engine_port(spec, port)) if address else None,
+        unplaced=None if spec.get("nodeName") else _unplaced(status),
     )
 
 
-def _container(status: Json) -> ContainerFacts:
-    waiting: Json = (status.get("state") or {}).get("waiting") or {}
-    last: Json = (status.get("lastState") or {}).get("terminated") or {}
+def engine_port(spec: Json, service_port: int) -> int:
+    """The port that a pod's engine listens on, as its spec tells; Services need not be read for it.
+
+    The first container port that is called http, as in deploy/example; else one of the Service's own number; else
+    the first that is declared; and if none is, the Service's.
+    """
+    ports: list[Json] = [
+        port
+        for container in spec.get("containers") or []
+        for port in container.get("ports") or []
+        if port.get("protocol", "TCP") == "TCP"
+    ]
+    called_http = [port["containerPort"] for port in ports if port.get("name") == "http"]
+    numbers = [port["containerPort"] for port in ports]
+    return int(next(iter(called_http or [n for n in numbers if n == service_port] or numbers), service_port))
+
+
+def _container(status: Json, *, init: bool) -> ContainerFacts:
+    state = status.get("state") or {}
+    waiting: Json = state.get("waiting") or {}
+    last: Json = state.get("terminated") or (status.get("lastState") or {}).get("terminated") or {}
     return ContainerFacts(
         name=status["name"],
         waiting=waiting.get("reason"),
@@ -81,7 +106,18 @@ def _container(status: Json) -> ContainerFacts:
         restarts=status.get("restartCount") or 0,
         exit_code=last.get("exitCode"),
         exit_reason=last.get("reason") or "",
+        init=init,
+        running="running" in state,
+        ended_at=last.get("finishedAt") or "",
     )
+
+
+def _unplaced(status: Json) -> Unplaced:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            # One that is held back on purpose has another reason, such as SchedulingGated.
+            return Unplaced(condition.get("message") or "", no_room=condition.get("reason") == "Unschedulable")
+    return Unplaced()
 
 
 def _is_ready(status: Json) -> bool:

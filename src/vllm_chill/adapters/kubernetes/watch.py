@@ -40,9 +40,13 @@ class Snapshot(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The collection cannot be seen at present; `cause` is a sentence without a full stop."""
+    """The collection cannot be seen at present; `cause` is a sentence without a full stop.
+
+    `forbidden`: for lack of a right, so that trying again is of use only once somebody grants it.
+    """
 
     cause: str
+    forbidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class ListWatch(Generic[T]):
                 await self._pause(self._failures - 1)
             except (ApiError, Unreachable) as error:
                 self._failures += 1
-                yield Outage(_cause(error))
+                yield Outage(_cause(error), forbidden=isinstance(error, ApiError) and error.status == 403)
                 await self._pause(self._failures)
 
     async def _list(self) -> None:

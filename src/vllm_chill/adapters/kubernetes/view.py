@@ -1,0 +1,178 @@
+"""What is seen of one Deployment, told as observations.
+
+The rule: an observation is told only while the Deployment and its pods are both seen, and only when it differs from
+the one before. What explains a start beyond that (events, logs) is looked for only while it is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from urllib.parse import quote
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, Json
+from vllm_chill.adapters.kubernetes.crash_logs import CrashLogs
+from vllm_chill.adapters.kubernetes.facts import Workload, pod_facts, workload
+from vllm_chill.adapters.kubernetes.pulls import Pulls
+from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
+from vllm_chill.core.pods import PodFacts, PodPast, is_being_made, is_crash_loop, is_live, recalled, remembered
+from vllm_chill.core.startup import Terms, gives_up_at, observation
+from vllm_chill.core.target import Observation, TargetRef
+from vllm_chill.ports import Observer
+
+
+class View:
+    """What one watch knows of one Deployment. Invariant: all up to `_version` has been told to the observer.
+
+    `_seen` and `_pods` are None while they are not seen; `_past` has what is remembered of each pod in `_pods`.
+    """
+
+    def __init__(self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer) -> None:
+        self.ref = terms.ref
+        self._api = api
+        self._terms = terms
+        self._pace = pace
+        self._observer = observer
+        self._deployments = ListWatch(
+            api, deployments_of(self.ref), {"fieldSelector": f"metadata.name={self.ref.name}"}, workload, pace
+        )
+        self._tasks = asyncio.TaskGroup()
+        self._pulls = Pulls(api, self.ref, pace, self._tell)
+        self._logs = CrashLogs(api, self.ref.namespace, self._tell)
+        self._seen: Snapshot[Workload] | None = None
+        self._selector: str | None = None
+        self._pod_watch: ListWatch[PodFacts] | None = None
+        self._pods: Snapshot[PodFacts] | None = None
+        self._past: Mapping[str, PodPast] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._told: Observation | str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._version = 0
+        self._advanced = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Follow the Deployment, and the pods of its selector as that is now, until cancelled. Once only."""
+        async with self._tasks:
+            try:
+                await self._follow_deployment()
+            finally:
+                self._look_again_at(None)
+
+    async def until(self, version: int) -> None:
+        """Wait until the observer has been told all up to this version."""
+        while self._version < version:
+            self._advanced.clear()
+            await self._advanced.wait()
+
+    def relist(self) -> None:
+        """Look again, now."""
+        self._deployments.relist()
+        if self._pod_watch is not None:
+            self._pod_watch.relist()
+
+    async def _follow_deployment(self) -> None:
+        async with aclosing(self._deployments.steps()) as steps:
+            async for step in steps:
+                match step:
+                    case Outage(cause):
+                        self._seen = None
+                        self._lost(cause)
+                    case Snapshot():
+                        self._seen = step
+                        self._follow_pods()
+                        self._tell()
+
+    def _follow_pods(self) -> None:
+        found = self._workload()
+        selector = found.selector if found is not None else None
+        if selector == self._selector:
+            return
+        if self._following is not None:
+            self._following.cancel()
+        self._selector, self._pods, self._pod_watch, self._following = selector, None, None, None
+        if selector is not None:
+            path = f"/api/v1/namespaces/{quote(self.ref.namespace)}/pods"
+            pods = ListWatch(self._api, path, {"labelSelector": selector}, self._own_pod, self._pace)
+            self._pod_watch, self._following = pods, self._tasks.create_task(self._pods_of(pods))
+
+    async def _pods_of(self, pods: ListWatch[PodFacts]) -> None:
+        async with aclosing(pods.steps()) as steps:
+            async for step in steps:
+                match step:
+                    case Outage(cause):
+                        self._pods = None
+                        self._lost(cause)
+                    case Snapshot():
+                        self._pods = step
+                        self._remember(step)
+                        self._tell()
+
+    def _own_pod(self, item: Json) -> PodFacts | None:
+        return pod_facts(item, self.ref.name, self._terms.endpoint.port)
+
+    def _workload(self) -> Workload | None:
+        return self._seen.objects.get(self.ref.name) if self._seen is not None else None
+
+    def _remember(self, pods: Snapshot[PodFacts]) -> None:
+        self._past = remembered(self._past, pods.objects, asyncio.get_running_loop().time())
+        self._logs.forget_all_but(self._past)
+
+    def _known_pods(self) -> tuple[PodFacts, ...]:
+        """The pods with all that is known of them besides their status."""
+        if self._pods is None:
+            return ()
+        pods = (recalled(pod, self._past[name]) for name, pod in self._pods.objects.items())
+        return tuple(
+            replace(
+                pod,
+                pulling=self._pulls.of(pod.name),
+                containers=tuple(replace(c, log=self._logs.of(pod.name, c)) for c in pod.containers),
+            )
+            for pod in pods
+        )
+
+    def _tell(self) -> None:
+        if self._seen is None:
+            return
+        found = self._workload()
+        if found is not None and self._pods is None:
+            return
+        pods, time = self._known_pods(), asyncio.get_running_loop().time()
+        now = observation(self._terms, found.facts if found is not None else None, pods, time)
+        if now.failure is not None and self._explains_later(pods):
+            now = replace(now, failure=None)
+        self._pulls.follow(self._tasks, wanted=now.replicas > 0 and any(map(is_being_made, pods)))
+        self._look_again_at(gives_up_at(self._terms, pods, time) if now.replicas else None)
+        if now != self._told:
+            self._told = now
+            self._observer.observed(now)
+        self._version = self._seen.version
+        self._advanced.set()
+
+    def _explains_later(self, pods: tuple[PodFacts, ...]) -> bool:
+        """Whether the log of a crash is still being read: a failure is told once, and waits for what explains it."""
+        crashes = [
+            (pod.name, container.name, container.restarts)
+            for pod in pods
+            if is_live(pod)
+            for container in pod.containers
+            if is_crash_loop(container)
+        ]
+        return self._logs.read(self._tasks, crashes)
+
+    def _look_again_at(self, time: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if time is None else asyncio.get_running_loop().call_at(time, self._tell)
+
+    def _lost(self, cause: str) -> None:
+        if cause != self._told:
+            self._told = cause
+            self._observer.lost(cause)
+
+
+def deployments_of(ref: TargetRef) -> str:
+    """The path of the collection that a Deployment is in."""
+    return f"/apis/apps/v1/namespaces/{quote(ref.namespace)}/deployments"
