@@ -32,6 +32,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "--backend": ("VLLM_CHILL_BACKEND", "kubernetes"),
         "--kubeconfig": ("KUBECONFIG", ""),
         "--health-path": ("HEALTH_PATH", "/health"),
+        "--readiness": ("READINESS", "probe"),
+        "--route": ("ROUTE", "pod"),
     }
     assert promised.items() <= shown.items()
 
@@ -76,6 +78,8 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("replay_limit", "much"),
         ("replay_limit", "-1"),
         ("health_path", "health"),
+        ("readiness", "kubelet"),
+        ("route", "ingress"),
         ("idle_timeout", "5m\nx"),
     ],
 )

@@ -15,10 +15,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.prober import Probing, ProbingBackend
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import ClusterBackend, Recorder
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
@@ -50,6 +52,15 @@ class Plan:
                 "--backend process needs the command to run; give it after --, as in: "
                 "vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}"
             )
+        if self.settings.backend == "process" and self.settings.readiness == "kubernetes":
+            raise SettingError(
+                "--readiness kubernetes waits for a pod's Ready condition, and with --backend process there is no pod; "
+                "leave it out, and the command is asked by itself"
+            )
+        if self.settings.backend == "process" and self.settings.route == "service":
+            raise SettingError(
+                "--route service sends requests to a Service, and with --backend process there is none; leave it out"
+            )
 
     @property
     def ref(self) -> TargetRef:
@@ -57,6 +68,16 @@ class Plan:
         if self.settings.backend == "process":
             return TargetRef("process", self.name or self.command[0].rpartition("/")[2])
         return TargetRef(self.settings.namespace, self.settings.deployment)
+
+    @property
+    def direct(self) -> bool:
+        """Whether requests go to the replicas' own addresses, and not to a Service or whatever stands in its place."""
+        settings = self.settings
+        if settings.backend == "process":
+            return True
+        if "route" in settings.model_fields_set:
+            return settings.route == "pod"
+        return is_service_of(settings.namespace, settings.target_host)
 
     @property
     def limits(self) -> Limits:
@@ -97,6 +118,20 @@ class _Record:
             recorder.scaled(target, replicas, error)
 
 
+def is_service_of(namespace: str, host: str) -> bool:
+    """Whether a host is named as a Service of the namespace is: its name, NAME.NAMESPACE, NAME.NAMESPACE.svc[.DOMAIN].
+
+    The name alone cannot be an IPv4 address or a name of another domain, as those have dots.
+    """
+    match host.lower().rstrip(".").split("."):
+        case [name]:
+            return ":" not in name
+        case [_, of, *rest]:
+            return of == namespace and (not rest or rest[0] == "svc")
+        case _:
+            return False
+
+
 @contextlib.asynccontextmanager
 async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
     """The backend that the plan names. Raises SettingError."""
@@ -108,7 +143,6 @@ async def open_backend(plan: Plan) -> AsyncIterator[ClusterBackend]:
         command = Command(
             plan.command,
             port=fixed,
-            health_path=settings.health_path,
             stop_seconds=settings.stop_timeout.total_seconds(),
             # vLLM has a VLLM_PORT of its own with another meaning.
             environment={name: value for name, value in os.environ.items() if name != "VLLM_PORT"},
@@ -142,10 +176,12 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(open_backend(plan))
+        inner = await stack.enter_async_context(open_backend(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
+        probing = Probing(Prober(pool).ask, settings.health_path) if settings.readiness == "probe" else None
+        backend = ProbingBackend(inner, probing, direct=plan.direct)
         controller = ScaleController(
             plan.ref, plan.limits, backend, _Record((TargetRecorder(metrics), *recorders), pool)
         )
