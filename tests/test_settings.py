@@ -34,6 +34,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "--kubeconfig": ("KUBECONFIG", ""),
         "--health-path": ("HEALTH_PATH", "/health"),
         "--wake-paths": ("WAKE_PATHS", "default"),
+        "--readiness": ("READINESS", "probe"),
+        "--route": ("ROUTE", "pod"),
     }
     assert promised.items() <= shown.items()
 
@@ -80,6 +82,8 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("health_path", "health"),
         ("wake_paths", "completion"),
         ("wake_paths", "default,/a*b"),
+        ("readiness", "kubelet"),
+        ("route", "ingress"),
         ("idle_timeout", "5m\nx"),
     ],
 )

@@ -17,7 +17,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.control.prober import Probing, ProbingBackend
 from vllm_chill.core.models import check_model
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
@@ -26,6 +27,7 @@ from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
+from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
@@ -58,6 +60,15 @@ class Plan:
                 "--backend process needs the command to run; give it after --, as in: "
                 "vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}"
             )
+        if self.settings.backend == "process" and self.settings.readiness == "kubernetes":
+            raise SettingError(
+                "--readiness kubernetes waits for a pod's Ready condition, and with --backend process there is no pod; "
+                "leave it out, and the command is asked by itself"
+            )
+        if self.settings.backend == "process" and self.settings.route == "service":
+            raise SettingError(
+                "--route service sends requests to a Service, and with --backend process there is none; leave it out"
+            )
 
     @property
     def ref(self) -> TargetRef:
@@ -71,9 +82,15 @@ class Plan:
         """Which requests wake the target."""
         return Routes(parse_wake_paths(self.settings.wake_paths))
 
-    def served(self) -> tuple[Sequence[str], str] | None:
-        """The command that the next start runs, and its revision; None where the backend knows it."""
-        return (self.command, "") if self.command else None
+    @property
+    def direct(self) -> bool:
+        """Whether requests go to the replicas' own addresses, and not to a Service or whatever stands in its place."""
+        settings = self.settings
+        if settings.backend == "process":
+            return True
+        if "route" in settings.model_fields_set:
+            return settings.route == "pod"
+        return is_service_of(settings.namespace, settings.target_host)
 
     @property
     def limits(self) -> Limits:
@@ -158,9 +175,32 @@ def hold_desk(
     )
 
 
+def is_service_of(namespace: str, host: str) -> bool:
+    """Whether a host is named as a Service of the namespace is: its name, NAME.NAMESPACE, NAME.NAMESPACE.svc[.DOMAIN].
+
+    The name alone cannot be an IPv4 address or a name of another domain, as those have dots.
+    """
+    match host.lower().rstrip(".").split("."):
+        case [name]:
+            return ":" not in name
+        case [_, of, *rest]:
+            return of == namespace and (not rest or rest[0] == "svc")
+        case _:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs."""
+
+    backend: ClusterBackend
+    history: StartHistory | None
+    served: Served
+
+
 @contextlib.asynccontextmanager
-async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartHistory | None]]:
-    """The backend that the plan names, and where it keeps what starts take, if anywhere. Raises SettingError."""
+async def open_world(plan: Plan) -> AsyncIterator[World]:
+    """What the plan says the target runs on. Raises SettingError."""
     settings = plan.settings
     if settings.backend == "process":
         from vllm_chill.adapters.process import Command, ProcessBackend
@@ -169,14 +209,13 @@ async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartH
         command = Command(
             plan.command,
             port=fixed,
-            health_path=settings.health_path,
             stop_seconds=settings.stop_timeout.total_seconds(),
             # vLLM has a VLLM_PORT of its own with another meaning.
             environment={name: value for name, value in os.environ.items() if name != "VLLM_PORT"},
         )
         engine = structlog.get_logger("engine")
         async with ProcessBackend(command, engine.info) as process:
-            yield process, _state_file(plan)
+            yield World(process, _state_file(plan), lambda: (plan.command, ""))
     else:
         # Imported when it is used: the client's models are a third of the proxy's memory.
         from vllm_chill.adapters.kubernetes.client import connect
@@ -189,7 +228,7 @@ async def open_backend(plan: Plan) -> AsyncIterator[tuple[ClusterBackend, StartH
                 Endpoint(settings.target_host, settings.target_port),
                 unschedulable_seconds=settings.unschedulable_after.total_seconds(),
             )
-            yield backend, DeploymentHistory(api)
+            yield World(backend, DeploymentHistory(api), lambda: backend.served(plan.ref))
 
 
 def _state_file(plan: Plan) -> StartHistory | None:
@@ -219,13 +258,18 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        backend, history = await stack.enter_async_context(open_backend(plan))
+        world = await stack.enter_async_context(open_world(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(plan.ref, metrics)
-        if history is not None:
-            await stack.enter_async_context(_running(starts.keep(history)))
+        if world.history is not None:
+            await stack.enter_async_context(_running(starts.keep(world.history)))
+        knowledge = ModelKnowledge(world.served)
+        probing = None
+        if settings.readiness == "probe":
+            probing = Probing(Prober(pool).ask, settings.health_path, lambda _, body: knowledge.listed(body))
+        backend = ProbingBackend(world.backend, probing, direct=plan.direct)
         controller = ScaleController(
             plan.ref,
             plan.limits,
@@ -235,7 +279,6 @@ async def serve(
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
-        knowledge = ModelKnowledge(plan.served)
         desk = hold_desk(controller, options.hold, starts, knowledge)
         proxy = ProxyHandler(controller, desk, pool, metrics, options)
         admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge)

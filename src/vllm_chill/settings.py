@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     )  # fmt: skip
     target_host: Host = _setting(
         "vllm-svc", "VLLM_TARGET", "Target", _HOST,
-        "Host that requests go to: the Service of the Deployment.",
+        "Host of the Deployment's Service. A host that is no Service of the namespace gets the requests itself, as "
+        "with --route service.",
     )  # fmt: skip
     target_port: Annotated[int, Field(ge=1, le=65535)] = _setting(
         80, "VLLM_PORT", "Target", _PORT,
@@ -147,7 +148,18 @@ class Settings(BaseSettings):
     )  # fmt: skip
     health_path: UrlPath = _setting(
         "/health", "HEALTH_PATH", "Target", "a path that begins with /",
-        "With --backend process: the path that answers 200 once the engine is ready; vLLM's is /health.",
+        "The path that answers 200 once the engine is healthy; vLLM's is /health.",
+    )  # fmt: skip
+    readiness: Literal["probe", "kubernetes"] = _setting(
+        "probe", "READINESS", "Target", "probe or kubernetes",
+        "How the engine is known to be ready. probe: the proxy asks it ten times a second, so that nobody waits for "
+        "the kubelet's next look; a pod's Ready condition counts too. kubernetes: that condition alone.",
+    )  # fmt: skip
+    route: Literal["pod", "service"] = _setting(
+        "pod", "ROUTE", "Target", "pod or service",
+        "With --backend kubernetes, where requests go. pod: to the pods' own addresses, which are there before a "
+        "Service knows of them. service: to --target-host, once a pod's Ready condition says so, which is what a "
+        "Service waits for.",
     )  # fmt: skip
     state_dir: str | None = _setting(
         None, "STATE_DIR", "Target", 'the path of a folder, or --state-dir "" to keep nothing',

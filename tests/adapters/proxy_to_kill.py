@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import aclosing
 
 from tests.adapters.contract import Seen, is_ready
+from tests.probing import probed
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import TargetRef
+from vllm_chill.proxy.upstream import UpstreamPool
 
 
 def say(line: str) -> None:
@@ -20,7 +23,12 @@ def say(line: str) -> None:
 
 async def main() -> None:
     ref, seen = TargetRef("test", "killed"), Seen()
-    async with ProcessBackend(Command(tuple(sys.argv[1:])), say) as backend, asyncio.TaskGroup() as tasks:
+    async with (
+        ProcessBackend(Command(tuple(sys.argv[1:])), say) as process,
+        aclosing(UpstreamPool()) as pool,
+        asyncio.TaskGroup() as tasks,
+    ):
+        backend = probed(process, pool)
         tasks.create_task(backend.watch(ref, seen))
         await backend.scale(ref, 1)
         await seen.until(is_ready)

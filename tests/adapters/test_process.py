@@ -8,15 +8,19 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.adapters.contract import BackendContract, Seen, is_gone, is_ready
+from tests.probing import probed
 from vllm_chill.adapters.process import Command, ProcessBackend
-from vllm_chill.core.target import Observation, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable, SettingError
+from vllm_chill.ports import ClusterBackend
+from vllm_chill.proxy.upstream import UpstreamPool
 
 SMALL_ENGINE = (sys.executable, "-S", str(Path(__file__).with_name("small_engine.py")), "--port", "{port}")
 REF = TargetRef("test", "process")
@@ -44,7 +48,8 @@ class ProcessWorld:
         self.broken = broken
         self.ref = REF
         self.lines = Lines()
-        self.backend = ProcessBackend(Command((*SMALL_ENGINE, "--unless", str(broken))), self.lines.take)
+        self.process = ProcessBackend(Command((*SMALL_ENGINE, "--unless", str(broken))), self.lines.take)
+        self.backend: ClusterBackend = self.process
 
     async def kill(self) -> None:
         os.kill(self.lines.engine, signal.SIGKILL)
@@ -57,17 +62,19 @@ class TestProcessBackend(BackendContract):
     @pytest.fixture
     async def world(self, tmp_path: Path) -> AsyncIterator[ProcessWorld]:
         world = ProcessWorld(tmp_path / "broken")
-        async with world.backend:
+        async with world.process, aclosing(UpstreamPool()) as pool:
+            world.backend = probed(world.process, pool)
             yield world
 
 
 @dataclass
 class Started:
-    """A backend that is watched, with all that it said."""
+    """A backend that is watched by way of a prober, with all that it said."""
 
     backend: ProcessBackend
     lines: Lines
     seen: Seen
+    watching: asyncio.Task[None]
 
     async def scale(self, replicas: int) -> None:
         await self.backend.scale(REF, replicas)
@@ -87,18 +94,20 @@ Start = Callable[[Command], Started]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    started: list[tuple[ProcessBackend, asyncio.Task[None]]] = []
+    started: list[Started] = []
+    async with aclosing(UpstreamPool()) as pool:
 
-    def start(command: Command) -> Started:
-        lines, seen = Lines(), Seen()
-        backend = ProcessBackend(command, lines.take)
-        started.append((backend, asyncio.create_task(backend.watch(REF, seen))))
-        return Started(backend, lines, seen)
+        def start(command: Command) -> Started:
+            lines, seen = Lines(), Seen()
+            backend = ProcessBackend(command, lines.take)
+            watching = asyncio.create_task(probed(backend, pool).watch(REF, seen))
+            started.append(Started(backend, lines, seen, watching))
+            return started[-1]
 
-    yield start
-    for backend, watching in started:
-        await backend.close()
-        watching.cancel()
+        yield start
+        for target in started:
+            await target.backend.close()
+            target.watching.cancel()
 
 
 def small_engine(*arguments: str, port: int | None = None, stop_seconds: float = 5.0) -> Command:
@@ -193,30 +202,37 @@ async def test_it_runs_once_at_most(start: Start) -> None:
         await target.scale(2)
 
 
-# Readiness
+# What it tells of what runs
 
 
-async def test_it_is_ready_when_health_is_200_and_is_not_asked_after_that(start: Start) -> None:
+async def test_what_runs_is_a_replica_with_its_address_before_it_listens(start: Start) -> None:
+    port = free_port()
+    target = start(small_engine("--load-seconds", "60", port=port))
+    await target.scale(1)
+    assert target.backend.seen == Observation(1, 0, progress=Progress(Stage.REQUESTED))
+    await target.seen.until(lambda o: o.live == 1)
+    starting = Progress(Stage.STARTING)
+    replica = Replica("run-1", Endpoint("127.0.0.1", port), ready=False, progress=starting)
+    assert target.backend.seen == Observation(1, 1, members=(replica,), progress=starting)
+
+
+async def test_each_run_is_another_replica(start: Start) -> None:
+    target = start(small_engine(port=free_port()))
+    first = await target.until_ready()
+    await target.scale(0)
+    assert target.backend.seen == Observation(0, 1)
+    await target.seen.until(is_gone)
+    second = await target.until_ready()
+    assert first.endpoints == second.endpoints
+    assert [first.serving, second.serving] == [frozenset({"run-1"}), frozenset({"run-2"})]
+
+
+async def test_it_is_asked_until_it_is_ready_and_not_after_that(start: Start) -> None:
     target = start(small_engine("--busy", "2"))
     await target.until_ready()
     await asyncio.sleep(0.25)
-    assert [line for line in target.lines.all if "answered" in line] == ["answered 503 Busy"] * 2 + ["answered 200 OK"]
-
-
-async def test_a_health_that_never_answers_is_asked_again(start: Start) -> None:
-    script = """if True:
-        import socket, sys
-        server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-        silent, _ = server.accept()
-        connection, _ = server.accept()
-        connection.recv(9999)
-        connection.sendall(b"HTTP/1.0 200\\r\\n\\r\\n")
-        silent.recv(9999), server.accept()
-    """
-    target = start(python(script))
-    began = time.monotonic()
-    await target.until_ready()
-    assert 1 < time.monotonic() - began < 2
+    answered = [line for line in target.lines.all if "answered" in line]
+    assert answered == ["answered 503 Busy"] * 2 + ["answered 200 OK"] * 2
 
 
 # Its end by itself
@@ -339,9 +355,10 @@ async def test_a_start_waits_for_the_end_of_the_one_before(start: Start) -> None
     await target.scale(0)
     await target.scale(1)
     assert time.monotonic() - began < 0.1
-    assert target.seen.last == Observation(1, 1)
+    requested = Progress(Stage.REQUESTED)
+    assert target.seen.last == Observation(1, 1, progress=requested)
     await target.seen.until(is_ready)
-    assert Observation(1, 0) in target.seen.observations
+    assert Observation(1, 0, progress=requested) in target.seen.observations
     starts = [index for index, line in enumerate(target.lines.all) if line.startswith("arguments")]
     assert target.lines.all.index("stopped") < starts[1]
     assert await ended(first, 0)
@@ -349,10 +366,9 @@ async def test_a_start_waits_for_the_end_of_the_one_before(start: Start) -> None
 
 async def test_a_watch_that_ends_leaves_it_running(start: Start) -> None:
     target = start(small_engine())
-    watching = asyncio.create_task(target.backend.watch(REF, target.seen))
     await target.until_ready()
-    watching.cancel()
-    await asyncio.wait([watching])
+    target.watching.cancel()
+    await asyncio.wait([target.watching])
     assert not await ended(target.lines.engine, 0)
 
 
@@ -371,7 +387,7 @@ def test_a_loop_that_ends_without_closing_leaves_nothing() -> None:
 
     async def forget() -> None:
         backend, seen = ProcessBackend(small_engine("--stubborn", "--workers", "1"), lines.take), Seen()
-        watching = asyncio.create_task(backend.watch(REF, seen))
+        watching = asyncio.create_task(probed(backend, UpstreamPool()).watch(REF, seen))
         await backend.scale(REF, 1)
         await seen.until(is_ready)
         watching.cancel()

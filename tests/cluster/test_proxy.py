@@ -18,6 +18,7 @@ from tests.cluster.account import ROLE, create_account, install
 from tests.cluster.api_server import answers, away
 from tests.cluster.cluster import Cluster, deployment
 from tests.cluster.forwarder import Forwarder, address_of, through
+from tests.cluster.pods import engine_of, is_ready
 from tests.cluster.serving import CHAT, Answer, ask, caller, get, in_a_pod, in_front_of, metric, peak_memory, question
 from tests.serving import Serving
 
@@ -377,22 +378,6 @@ async def until(holds: Any, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - what is awaited is anything at all
             await asyncio.sleep(0.02)
-
-
-def engine_of(pod: str) -> int:
-    """The process of a pod that this machine's node runs."""
-    mark = f"POD_NAME={pod}".encode()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in environ.read_bytes().split(b"\0"):
-                return int(environ.parent.name)
-        except OSError:
-            continue  # it has ended meanwhile, or is another user's
-    raise AssertionError(f"pod {pod} has no process here")
-
-
-def is_ready(pod: dict[str, Any]) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
 
 
 def stubborn(grace_seconds: int, replicas: int = 0) -> dict[str, Any]:

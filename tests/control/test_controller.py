@@ -299,8 +299,9 @@ async def test_readiness_lost_and_found_needs_no_write() -> None:
 
 async def test_connections_to_a_replica_that_departs_are_not_kept() -> None:
     async with running(replicas=1) as stage:
-        pods = [frozenset({"old"}), frozenset({"old", "new"}), frozenset({"new"})]
-        for serving in pods:
+        stage.controller.observed(Observation(1, 1, (HERE,), serving=frozenset({"old"})))
+        stage.recording.departures.clear()
+        for serving in (frozenset({"old", "new"}), frozenset({"new"})):
             stage.controller.observed(Observation(1, len(serving), (HERE,), serving=serving))
         assert stage.recording.departures == [HERE]
         assert stage.phase_is(Ready)

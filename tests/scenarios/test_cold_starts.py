@@ -57,9 +57,9 @@ async def test_the_last_start_is_in_the_status_with_what_each_stage_took() -> No
         assert told["start"] is None
         last = told["last_start"]
         assert last["outcome"] == "ready"
-        assert set(last["stages"]) >= {"requested", "loading"}
+        assert set(last["stages"]) >= {"starting", "loading"}
         assert sum(last["stages"].values()) == pytest.approx(last["total_seconds"], abs=0.005)
-        assert last["stages"]["requested"] > 0.04
+        assert last["stages"]["starting"] > 0.04
 
 
 async def test_an_operator_is_told_of_the_start_that_it_has_waited_for() -> None:
@@ -94,9 +94,9 @@ async def test_a_start_that_failed_is_told_with_its_stage_and_its_cause() -> Non
             assert (await here.get("/v1/completions"))[0] == 503
         assert here.phase_is(Failed)
         last = (await status(here))["last_start"]
-        assert (last["outcome"], last["cause"], last["stopped_at"]) == ("failed", "CUDA out of memory", "requested")
+        assert (last["outcome"], last["cause"], last["stopped_at"]) == ("failed", "CUDA out of memory", "starting")
         [line] = [line for line in logs if line["event"] == "cold start"]
-        assert (line["stage"], line["cause"]) == ("requested", "CUDA out of memory")
+        assert (line["stage"], line["cause"]) == ("starting", "CUDA out of memory")
 
 
 def files(folder: Path) -> list[Path]:

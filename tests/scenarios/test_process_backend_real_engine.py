@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 from tests.adapters.contract import Seen, is_gone, is_ready
 from tests.engines import ask, ask_streamed, question, running
+from tests.probing import probed
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import TargetRef
+from vllm_chill.proxy.upstream import UpstreamPool
 
 REF = TargetRef("local", "llama.cpp")
 
@@ -16,7 +19,11 @@ async def test_it_starts_answers_stops_and_leaves_nothing_again_and_again(llama_
     model = llama_cpp_command[-2]
     lines: list[str] = []
     seen, answers = Seen(), []
-    async with ProcessBackend(Command(tuple(llama_cpp_command)), lines.append) as backend:
+    async with (
+        ProcessBackend(Command(tuple(llama_cpp_command)), lines.append) as process,
+        aclosing(UpstreamPool()) as pool,
+    ):
+        backend = probed(process, pool)
         watching = asyncio.create_task(backend.watch(REF, seen))
         for _ in range(2):
             assert running(model) == []

@@ -9,22 +9,26 @@ import re
 import resource
 import signal
 import sys
+from contextlib import aclosing
 
 import aiohttp
 import pytest
 
 from tests.adapters.contract import Seen, is_ready
 from tests.engines import ask, ask_streamed, question, running
+from tests.probing import probed
 from tests.serving import CHILL, clean_environment, serving
 from vllm_chill.adapters.process import Command, ProcessBackend
 from vllm_chill.core.target import TargetRef
+from vllm_chill.proxy.upstream import UpstreamPool
 
 DEMO_ENGINE = (sys.executable, "-m", "vllm_chill.demo_engine", "--port", "{port}", "--load-seconds", "0.2")
 
 
 async def asked_directly(command: list[str], body: dict[str, object]) -> tuple[str, list[str]]:
     seen = Seen()
-    async with ProcessBackend(Command(tuple(command)), lambda _: None) as backend:
+    async with ProcessBackend(Command(tuple(command)), lambda _: None) as process, aclosing(UpstreamPool()) as pool:
+        backend = probed(process, pool)
         watching = asyncio.create_task(backend.watch(TargetRef("process", "direct"), seen))
         await backend.scale(TargetRef("process", "direct"), 1)
         [endpoint] = (await seen.until(is_ready)).endpoints
@@ -170,6 +174,10 @@ async def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
         pytest.param(["--", "vllm"], {}, ["add --backend process"], id="a command without its backend"),
         pytest.param(["--backend", "process"], {}, ["needs the command"], id="the backend without its command"),
         pytest.param(["--backend", "process", "--", "vllm"], {}, ["{port}"], id="a command without a port"),
+        pytest.param(
+            ["--backend", "process", "--readiness", "kubernetes", "--", "x", "{port}"], {}, ["there is no pod"],
+            id="a kubelet's word on a command",
+        ),
         pytest.param(["--kubeconfig", "/nowhere"], {}, ["/nowhere"], id="a kubeconfig that is not there"),
         pytest.param([], {"HOME": "/nowhere"}, ["demo", "--backend process"], id="no credentials at all"),
         pytest.param(

@@ -1,17 +1,22 @@
 """Targets that run nothing, faithfully: the backend of tests and the measure of what a backend must do.
 
 Readiness comes `start_seconds` after the scale, the end `stop_seconds` after it is taken back, on the loop's
-clock. The other methods are what the outside world does to a target.
+clock. Its replicas have names that never come again, and one address. The other methods are what the outside world
+does to a target.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 
-from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendError
 from vllm_chill.ports import Observer
+
+_STARTING = Progress(Stage.STARTING)
+_ANSWERING = Progress(Stage.ANSWERING)
 
 
 class MemoryBackend:
@@ -23,7 +28,8 @@ class MemoryBackend:
         self.endpoint = endpoint
         self.start_seconds = start_seconds
         self.stop_seconds = stop_seconds
-        self.seen = Observation(replicas, replicas, (endpoint,) if replicas else ())
+        self._names = (f"memory-{number}" for number in itertools.count(1))
+        self.seen = self._with(self._new(replicas), ready=True) if replicas else Observation(0, 0)
         self.writes: list[int] = []
         self.fail_next: list[BackendError] = []
         self.fail_start: str | None = None
@@ -52,19 +58,25 @@ class MemoryBackend:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         if replicas:
-            self._tell(replace(self.seen, replicas=replicas, live=replicas, failure=None))
+            kept = self.seen.members[:replicas] if self.seen.replicas else ()
+            self._tell(self._with(kept + self._new(replicas - len(kept)), ready=bool(self.seen.endpoints)))
             self._timer = loop.call_later(self.start_seconds, self._started)
         else:
-            self._tell(replace(self.seen, replicas=0, endpoints=()))
+            self._tell(Observation(0, self.seen.live))
             self._timer = loop.call_later(self.stop_seconds, self._stopped)
 
     def unready(self) -> None:
         """Its replicas live on and fail their readiness probe."""
-        self._tell(replace(self.seen, endpoints=()))
+        self._tell(self._with(self.seen.members, ready=False))
 
     def ready(self) -> None:
         """Its replicas pass their readiness probe."""
-        self._tell(replace(self.seen, endpoints=(self.endpoint,)))
+        self._tell(self._with(self.seen.members, ready=True))
+
+    def restart(self) -> None:
+        """Its containers end, and are started again."""
+        members = tuple(replace(replica, restarts=replica.restarts + 1) for replica in self.seen.members)
+        self._tell(self._with(members, ready=False))
 
     def die(self, cause: str) -> None:
         """It ends by itself, for good."""
@@ -83,6 +95,22 @@ class MemoryBackend:
 
     def _stopped(self) -> None:
         self._tell(replace(self.seen, live=0))
+
+    def _new(self, count: int) -> tuple[Replica, ...]:
+        names = itertools.islice(self._names, count)
+        return tuple(Replica(name, self.endpoint, ready=False, progress=_STARTING) for name in names)
+
+    def _with(self, members: tuple[Replica, ...], *, ready: bool) -> Observation:
+        """What it is with these replicas, all of them ready or none."""
+        progress = _ANSWERING if ready else _STARTING
+        return Observation(
+            replicas=len(members),
+            live=len(members),
+            endpoints=(self.endpoint,) if ready else (),
+            serving=frozenset(replica.name for replica in members) if ready else frozenset(),
+            members=tuple(replace(replica, ready=ready, progress=progress) for replica in members),
+            progress=progress,
+        )
 
     def _tell(self, seen: Observation) -> None:
         self.seen = seen

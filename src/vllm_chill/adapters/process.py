@@ -1,14 +1,15 @@
 """A command on this machine as a scale target: 1 starts it, 0 ends it. The embedded default.
 
 The rule: `scale` only says what is wanted and tells it; one task, `_keep`, sees one run of the command after the
-other from its start until nothing of it is left, so two runs never share a GPU.
+other from its start until nothing of it is left, so two runs never share a GPU. What runs is told as a replica with
+its address; whether it is ready only the engine itself can say, to whoever asks it (control.prober).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -18,18 +19,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from vllm_chill.adapters.guarded_command import End, Exited, GuardedCommand, Killed, NotExecuted, Unguarded
-from vllm_chill.core.target import Endpoint, Observation, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable, SettingError
 from vllm_chill.ports import Observer
 
 _PORT = "{port}"
-_PROBE_TIMEOUT_SECONDS = 1.0
-_PROBE_PAUSE_SECONDS = 0.1
+_REQUESTED = Progress(Stage.REQUESTED)
+_STARTING = Progress(Stage.STARTING)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run, and how to know that it is ready: `health_path` answers 200 on `host`.
+    """What to run, and the address of this machine that it listens on.
 
     Each `{port}` in `argv` becomes a port that is free at that start, or `port` if that is given; nothing else in
     braces is touched. `environment` replaces the proxy's own. After SIGTERM it has `stop_seconds` to end. Raises
@@ -39,7 +40,6 @@ class Command:
     argv: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int | None = None
-    health_path: str = "/health"
     stop_seconds: float = 30.0
     environment: Mapping[str, str] | None = None
 
@@ -71,6 +71,7 @@ class ProcessBackend:
         self._observer: Observer | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._unwanted: asyncio.Future[None] | None = None
+        self._runs = itertools.count(1)
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -107,14 +108,14 @@ class ProcessBackend:
             self._end()
 
     def _begin(self) -> None:
-        self._tell(replace(self.seen, replicas=1, failure=None))
+        self._tell(replace(self.seen, replicas=1, failure=None, progress=_REQUESTED))
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep())
 
     def _end(self) -> None:
         if self._unwanted is not None and not self._unwanted.done():
             self._unwanted.set_result(None)
-        self._tell(replace(self.seen, replicas=0, endpoints=()))
+        self._tell(replace(self.seen, replicas=0, members=(), progress=None))
 
     async def _keep(self) -> None:
         while self.seen.replicas:
@@ -126,8 +127,9 @@ class ProcessBackend:
                 self._tell(Observation(0, 0, failure=refused.message))
                 continue
             async with run:
-                self._tell(replace(self.seen, live=1))
-                await self._see_through(run, endpoint, unwanted)
+                replica = Replica(f"run-{next(self._runs)}", endpoint, ready=False, progress=_STARTING)
+                self._tell(Observation(1, 1, members=(replica,), progress=_STARTING))
+                await self._see_through(run, unwanted)
             if self.seen.live:
                 # A failure is told once: told again after the next wake has begun, it would be taken for that one's.
                 self._tell(replace(self.seen, live=0, failure=None))
@@ -140,13 +142,9 @@ class ProcessBackend:
         except OSError as error:
             raise BackendRefused(f"the command could not be started: {error.strerror}") from error
 
-    async def _see_through(self, run: GuardedCommand, endpoint: Endpoint, unwanted: asyncio.Future[None]) -> None:
-        becoming_ready = asyncio.create_task(self._become_ready(endpoint, unwanted))
+    async def _see_through(self, run: GuardedCommand, unwanted: asyncio.Future[None]) -> None:
         ends: set[asyncio.Future[Any]] = {run.ended, unwanted}
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            becoming_ready.cancel()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if unwanted.done():
             run.terminate()
             await asyncio.wait({run.gone}, timeout=self._command.stop_seconds)
@@ -156,12 +154,6 @@ class ProcessBackend:
             # Told before all of it is gone, for the endpoint serves nobody any more.
             live = 0 if run.gone.done() or isinstance(end, NotExecuted) else 1
             self._tell(Observation(0, live, failure=failure))
-
-    async def _become_ready(self, endpoint: Endpoint, unwanted: asyncio.Future[None]) -> None:
-        while not await _is_ready(endpoint, self._command.health_path):  # noqa: ASYNC110
-            await asyncio.sleep(_PROBE_PAUSE_SECONDS)  # a path of another program can only be asked
-        if not unwanted.done():
-            self._tell(Observation(1, 1, (endpoint,)))
 
     def _tell(self, seen: Observation) -> None:
         if seen == self.seen:
@@ -185,19 +177,6 @@ def _free_port(command: Command) -> int:
             ) from error
         where = f"{command.host}, port {command.port}" if command.port else command.host
         raise BackendRefused(f"nothing can listen on {where}: {error.strerror}") from error
-
-
-async def _is_ready(endpoint: Endpoint, path: str) -> bool:
-    request = f"GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nUser-Agent: vllm-chill\r\nConnection: close\r\n\r\n"
-    with contextlib.suppress(OSError, ValueError):  # ValueError: a line without an end
-        async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-            try:
-                writer.write(request.encode())
-                return (await reader.readline()).split()[1:2] == [b"200"]
-            finally:
-                writer.close()
-    return False
 
 
 def _why_ended(end: End, command: Command, output: str) -> str:

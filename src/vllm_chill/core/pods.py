@@ -65,6 +65,11 @@ class PodFacts:
     unplaced: Unplaced | None = None
     pulling: str = ""
 
+    @property
+    def restarts(self) -> int:
+        """How often its containers were started again."""
+        return sum(container.restarts for container in self.containers)
+
 
 @dataclass(frozen=True, slots=True)
 class PodPast:

@@ -79,7 +79,7 @@ def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[Pod
         return Observation(0, 0, failure=missing(terms.ref))
     pods = tuple(sorted(pods, key=lambda pod: (pod.created, pod.name)))
     live = tuple(pod for pod in pods if is_live(pod))
-    members = tuple(Replica(pod.name, pod.endpoint, is_ready(pod), progress(pod)) for pod in live)
+    members = tuple(Replica(pod.name, pod.endpoint, is_ready(pod), progress(pod), pod.restarts) for pod in live)
     if workload.replicas == 0:
         return Observation(0, len(live), members=members)
     furthest = max((member.progress for member in members), key=lambda at: at.stage, default=None)

@@ -66,13 +66,14 @@ class Replica:
     """One replica that exists and is not terminating.
 
     `endpoint` is its own address, None while it has none. `ready` is the backend's own word for it (a pod's Ready
-    condition); `progress` how far its start is, as far as the backend can tell.
+    condition); `progress` how far its start is; `restarts` how often its containers have been started again.
     """
 
     name: str
     endpoint: Endpoint | None
     ready: bool
     progress: Progress
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,25 @@ class Observation:
     progress: Progress | None = None
 
     def departed_from(self, before: Observation) -> tuple[Endpoint, ...]:
-        """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it."""
-        if before.serving <= self.serving:
-            return tuple(endpoint for endpoint in before.endpoints if endpoint not in self.endpoints)
-        return before.endpoints
+        """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it.
+
+        A replica's own address goes with that replica; an endpoint that is nobody's own (a Service's) with any of
+        those that it stands for. The addresses of replicas that left before they were ready are among them.
+        """
+        ended = before.serving - self.serving
+        own = dict.fromkeys(replica.endpoint for replica in before.members if replica.endpoint is not None)
+        addresses = {replica.endpoint for replica in self.members}
+
+        def departed(endpoint: Endpoint) -> bool:
+            if endpoint not in before.endpoints:
+                return endpoint not in self.endpoints and endpoint not in addresses
+            if endpoint not in self.endpoints:
+                return True
+            if endpoint not in own:
+                return bool(ended)
+            return any(replica.endpoint == endpoint and replica.name in ended for replica in before.members)
+
+        return tuple(endpoint for endpoint in dict.fromkeys((*before.endpoints, *own)) if departed(endpoint))
 
 
 class SleepReason(enum.Enum):

@@ -52,6 +52,11 @@ class KubernetesBackend:
         finally:
             del self._views[ref]
 
+    def served(self, ref: TargetRef) -> tuple[tuple[str, ...], str] | None:
+        """What the target's next pod runs, and the name of its template; None while that is not seen."""
+        view = self._views.get(ref)
+        return None if view is None else view.served
+
     async def scale(self, ref: TargetRef, replicas: int) -> None:
         try:
             answer = await self._api.call(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +13,23 @@ from vllm_chill.core.startup import WorkloadFacts
 from vllm_chill.core.target import Endpoint
 
 _REVISION = "pod-template-hash"
+_IMAGES_OWN = ("vllm", "serve")
+"""What vLLM's image runs where the Deployment does not say."""
 # What the API server says of a pod that it will not take however often it is asked; a webhook's timeout is not there.
 _FOR_GOOD = ("is forbidden", "is invalid", "exceeded quota")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A Deployment: its facts, and the label selector of its pods as a query has it."""
+    """A Deployment: its facts, and the label selector of its pods as a query has it.
+
+    `command` is what its first container runs, as far as that is written, and `template` names its pod template.
+    """
 
     facts: WorkloadFacts
     selector: str
+    command: tuple[str, ...] = ()
+    template: str = ""
 
 
 def workload(deployment: Json) -> Workload:
@@ -30,7 +39,18 @@ def workload(deployment: Json) -> Workload:
     # A status of an older spec tells of a start before this one.
     current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     facts = WorkloadFacts(1 if replicas is None else replicas, _refused(status) if current else None)
-    return Workload(facts, label_selector(spec["selector"]))
+    template = spec.get("template") or {}
+    return Workload(facts, label_selector(spec["selector"]), _command(template), _digest(template))
+
+
+def _command(template: Json) -> tuple[str, ...]:
+    containers = (template.get("spec") or {}).get("containers") or [{}]
+    command, args = containers[0].get("command") or _IMAGES_OWN, containers[0].get("args") or []
+    return (*map(str, command), *map(str, args))
+
+
+def _digest(template: Json) -> str:
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
 def label_selector(selector: Json) -> str:

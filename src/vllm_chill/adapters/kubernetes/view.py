@@ -60,6 +60,12 @@ class View:
             finally:
                 self._look_again_at(None)
 
+    @property
+    def served(self) -> tuple[tuple[str, ...], str] | None:
+        """What the next pod runs, and the name of its template; None while that is not seen."""
+        found = self._workload()
+        return None if found is None else (found.command, found.template)
+
     async def until(self, version: int) -> None:
         """Wait until the observer has been told all up to this version."""
         while self._version < version:

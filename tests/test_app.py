@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from vllm_chill.app import Plan, is_service_of
+from vllm_chill.errors import SettingError
+from vllm_chill.settings import Settings, env_of, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(env_of(field), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        ("vllm-svc", True),
+        ("vllm-svc.ai-apps", True),
+        ("vllm-svc.ai-apps.svc", True),
+        ("vllm-svc.ai-apps.svc.cluster.local", True),
+        ("VLLM-svc.ai-apps.svc.cluster.local.", True),
+        ("vllm-svc.other", False),
+        ("vllm-svc.other.svc.cluster.local", False),
+        ("gpu.ai-apps.example.com", False),
+        ("vllm.example.com", False),
+        ("10.96.0.7", False),
+        ("127.0.0.1", False),
+        ("fd00::1", False),
+        ("::1", False),
+    ],
+)
+def test_a_service_of_the_namespace_is_known_by_its_name(host: str, is_one: bool) -> None:
+    assert is_service_of("ai-apps", host) is is_one
+
+
+@pytest.mark.parametrize(
+    ("flags", "direct"),
+    [
+        pytest.param({}, True, id="by default"),
+        pytest.param({"route": "service"}, False, id="as asked"),
+        pytest.param({"target_host": "gateway.example.com"}, False, id="a host outside the namespace"),
+        pytest.param({"target_host": "10.96.0.7"}, False, id="an address"),
+        pytest.param({"target_host": "10.96.0.7", "route": "pod"}, True, id="an address, and as asked"),
+        pytest.param({"target_host": "vllm.ai-apps.svc"}, True, id="a Service by its longer name"),
+        pytest.param({"readiness": "kubernetes"}, True, id="by the kubelet's word"),
+    ],
+)
+def test_requests_go_to_the_pods_where_they_may(flags: dict[str, str], direct: bool) -> None:
+    assert Plan(load_settings(flags)).direct is direct
+
+
+def test_a_command_has_an_address_of_its_own() -> None:
+    assert Plan(load_settings({"backend": "process", "target_host": "10.96.0.7"}), ("engine", "{port}")).direct
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [({"readiness": "kubernetes"}, "--readiness kubernetes"), ({"route": "service"}, "--route service")],
+)
+def test_a_command_has_neither_a_kubelet_nor_a_service(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        Plan(load_settings({"backend": "process", **flags}), ("engine", "{port}"))
