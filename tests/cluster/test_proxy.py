@@ -220,7 +220,7 @@ class TestPods:
             assert json.loads((await get(f"{told}/asked"))[1]) == before
 
     async def pod_asked(self, proxy: Serving, session: Any) -> str:
-        async with session.get(proxy.url + CHAT) as response:
+        async with session.post(proxy.url + CHAT, json=question()) as response:
             assert response.status == 200
             return str((await response.json())["pod"])
 

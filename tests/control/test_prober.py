@@ -222,6 +222,15 @@ async def test_a_loss_is_passed_on_and_the_prober_goes_on() -> None:
         assert await stage.until_ready() < 105.13
 
 
+async def test_what_is_seen_again_after_a_loss_is_told_again() -> None:
+    async with watched(Engine(listens=FOREVER)) as stage:
+        await stage.wake()
+        told = len(stage.seen.observations)
+        stage.backend.lose("the API server is away")
+        stage.backend.unready()
+        assert len(stage.seen.observations) == told + 1, "unready it was before, so this is what was seen last"
+
+
 async def test_what_changes_nothing_is_told_once() -> None:
     engine = Engine(listens=FOREVER)
     async with watched(engine) as stage:

@@ -89,6 +89,12 @@ class TestReady:
         assert serving(*history) == set()
         assert serving(*history, FOUND_READY) == {"a"}
 
+    def test_at_another_address_it_is_asked_anew(self) -> None:
+        moved = replace(replica(), endpoint=Endpoint("10.0.0.9", 8000))
+        history = (seen(replica()), FOUND_READY, seen(moved))
+        assert serving(*history) == set()
+        assert told(*history, FOUND_READY).observation.endpoints == (moved.endpoint,)
+
     def test_after_a_restart_nobody_doubts_it_any_more(self) -> None:
         doubted = (seen(replica(ready=True)), FOUND_READY, seen(replica()))
         assert serving(*doubted, seen(replica(restarts=1)), FOUND_READY) == {"a"}
