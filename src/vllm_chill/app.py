@@ -260,7 +260,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         world = await stack.enter_async_context(open_world(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
-        pool = UpstreamPool()
+        pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None)
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(plan.ref, metrics)
         if world.history is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy.wire import LOCALHOST, Peer, Upstream, upstream_of
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import UpstreamRefused
+from vllm_chill.errors import ChillError, UpstreamRefused
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 
@@ -20,7 +20,11 @@ async def staying(peer: Peer) -> None:
 @asynccontextmanager
 async def pooled(**limits: float) -> AsyncIterator[tuple[UpstreamPool, Upstream]]:
     async with upstream_of(staying) as upstream, asyncio.timeout(10):
-        pool = UpstreamPool(idle_limit=int(limits.get("idle_limit", 10)), idle_seconds=limits.get("idle_seconds", 10.0))
+        pool = UpstreamPool(
+            idle_limit=int(limits.get("idle_limit", 10)),
+            idle_seconds=limits.get("idle_seconds", 10.0),
+            orphan_seconds=limits.get("orphan_seconds"),
+        )
         try:
             yield pool, upstream
         finally:
@@ -36,10 +40,18 @@ class Listener:
 
     def __init__(self) -> None:
         self.data = b""
+        self.failure: ChillError | None = None
         self.over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def received(self, data: bytes) -> None:
         self.data += data
+
+    @property
+    def sent(self) -> int:
+        return len(self.data)
+
+    def fail(self, failure: ChillError) -> None:
+        self.failure = failure
 
     def ended(self, error: Exception | None) -> None:
         self.over.set_result(error)
@@ -213,3 +225,17 @@ async def test_a_connect_that_takes_too_long_is_refused() -> None:
         for filler in fillers:
             filler.close()
     await pool.aclose()
+
+
+async def test_a_silent_response_is_given_up_only_once_its_replica_is_gone() -> None:
+    async with pooled(orphan_seconds=0.1) as (pool, upstream):
+        silent, talking = await connected(pool, upstream, 2)
+        silent.exchange, talking.exchange = quiet, heard = Listener(), Listener()
+        await asyncio.sleep(0.3)
+        before = quiet.failure
+        pool.close_endpoint(upstream.endpoint)
+        for _ in range(8):
+            heard.received(b"x")
+            await asyncio.sleep(0.03)
+        assert before is heard.failure is None
+        assert "gone" in str(quiet.failure)

@@ -112,6 +112,7 @@ async def stage(
     terms: HoldOptions | None = None,
     bounds: Bounds | None = None,
     keep_abandoned: bool = True,
+    orphan: float | None = None,
     wake_paths: str = "default",
     served: Served = lambda: None,
 ) -> AsyncIterator[Stage]:
@@ -132,7 +133,7 @@ async def stage(
         endpoint = Endpoint(*runner.addresses[0])
         backend = MemoryBackend(endpoint, start_seconds=start, stop_seconds=stop, replicas=int(awake))
         metrics = Metrics(CollectorRegistry(), "test")
-        pool = UpstreamPool()
+        pool = UpstreamPool(orphan_seconds=orphan)
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(REF, metrics)
         controller = ScaleController(

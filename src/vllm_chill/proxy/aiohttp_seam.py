@@ -121,11 +121,11 @@ class Relayed(_Response):
 
     `response_bytes` counts what was written to the client, the head included. `keep_alive` tells aiohttp whether
     the client's connection stays open. `cut` is set when the upstream died within the response: the client's
-    connection has then been aborted. For type checkers this is a StreamResponse; at run time it is only what
-    aiohttp's server and access log ask of one.
+    connection has then been aborted. `aborted` is set when the engine gave the answer up. For type checkers this is a
+    StreamResponse; at run time it is only what aiohttp's server and access log ask of one.
     """
 
-    __slots__ = ("cut", "keep_alive", "response_bytes", "status")
+    __slots__ = ("aborted", "cut", "keep_alive", "response_bytes", "status")
     # A StreamResponse has properties of these names, which a plain attribute stands in for.
     if TYPE_CHECKING:
         status: int
@@ -136,6 +136,7 @@ class Relayed(_Response):
         self.response_bytes = response_bytes
         self.keep_alive = keep_alive
         self.cut = cut
+        self.aborted = False
 
     @property
     def body_length(self) -> int:

@@ -18,6 +18,10 @@ from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
+# How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
+_ABORTED = b'"finish_reason":"abort"'
+_LOOKED_INTO_BYTES = 16 * 1024
+
 
 class StaleConnection(UpstreamReset):
     """A kept connection was closed before a byte of the response: most likely before the request reached it."""
@@ -37,7 +41,8 @@ class Exchange:
     """A request and its response on one connection.
 
     `connection` is None from the moment the connection is given back or gone, `request_sent` whether the upstream
-    has all of the request, `sent` how many bytes the client was sent. A subclass says what the end means (`finish`,
+    has all of the request, `sent` how many bytes the client was sent, `aborted` whether the engine has said that it
+    gave the answer up, which else looks whole. A subclass says what the end means (`finish`,
     which is called once the connection is not needed any more) and hears of the response's first bytes (`began`).
     """
 
@@ -47,6 +52,7 @@ class Exchange:
         "_endpoint",
         "_heard",
         "_pool",
+        "aborted",
         "connection",
         "framing",
         "request_sent",
@@ -65,6 +71,7 @@ class Exchange:
         self.framing = framing
         self.request_sent = False
         self.sent = 0
+        self.aborted = False
 
     def take(self, connection: UpstreamConnection, endpoint: Endpoint) -> None:
         """Have the connection, for as long as the exchange lasts."""
@@ -93,6 +100,8 @@ class Exchange:
                 self.began()
             self._client.write(out)
             self.sent += len(out)
+            if len(out) <= _LOOKED_INTO_BYTES and _ABORTED in out:
+                self.aborted = True
         if framing.complete:
             self._complete()
         elif out and self._downstream.writing_paused:

@@ -46,8 +46,8 @@ class Counter(Protocol):
 @dataclass(frozen=True, slots=True)
 class FastLane:
     """What the connections share. `lease_now` gives a lease if the target is ready, `attempts` begins to try in all
-    other ways; `cut` is told of a response that ended early. Bodies of up to `body_bytes` are whole before they are
-    sent, and can be sent again; larger ones are streamed.
+    other ways. `cut` is told of a response that ended early, `aborted` of one that the engine gave up. Bodies of up to
+    `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed.
 
     `heads` has the heads that the connections know, so that those of one client's many connections are one.
     """
@@ -56,6 +56,7 @@ class FastLane:
     attempts: Callable[[Caller], Attempts]
     desk: HoldDesk
     cut: Callable[[], None]
+    aborted: Callable[[], None]
     counter: Counter
     pool: UpstreamPool
     timeouts: RelayTimeouts
@@ -297,6 +298,8 @@ class FastExchange(Exchange):
 
     def _end(self) -> None:
         if not self._over:
+            if self.aborted:
+                self._connection.lane.aborted()
             now = self._count(self.framing.status)
             keep_alive = self.framing.keep_alive and not self._connection.lane.counter.draining
             self._connection.over(now, keep_alive=keep_alive, unread=self.unread)

@@ -46,6 +46,7 @@ class ProxyHandler:
             self._attempts,
             self._desk,
             self._metrics.responses_cut.inc,
+            self._metrics.responses_aborted.inc,
             counter,
             self._pool,
             self._options.timeouts,
@@ -104,6 +105,8 @@ class ProxyHandler:
                 else:
                     if response.cut is not None:
                         self._metrics.responses_cut.inc()
+                    if response.aborted:
+                        self._metrics.responses_aborted.inc()
                     return response
             await attempts.after(failure, lease.endpoint, replayable=body.replayable)
 

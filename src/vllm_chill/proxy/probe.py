@@ -6,7 +6,7 @@ import asyncio
 
 from vllm_chill.core.readiness import Answer, Answered, Refused, Unclear
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import UpstreamRefused
+from vllm_chill.errors import ChillError, UpstreamRefused
 from vllm_chill.proxy.framing import HEAD_BYTES, IllegalResponse, ResponseFraming
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -96,6 +96,16 @@ class _Question:
         self._connection = None
         if error is None:
             self._framing.close()
+        self._end()
+
+    @property
+    def sent(self) -> int:
+        """Nothing of it is passed on."""
+        return 0
+
+    def fail(self, _: ChillError) -> None:
+        """End it here, with the connection."""
+        self._response.clear()
         self._end()
 
     def _end(self) -> None:

@@ -181,7 +181,9 @@ class _Relay(Exchange):
     def _result(self) -> Relayed:
         framing, failure = self.framing, self._failure
         if failure is None:
-            return Relayed(framing.status, self.sent, keep_alive=framing.keep_alive)
+            relayed = Relayed(framing.status, self.sent, keep_alive=framing.keep_alive)
+            relayed.aborted = self.aborted
+            return relayed
         if not self.sent:
             raise failure
         # Here and not where it failed: aborting cancels the handler's task, which is to get this result first.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import UpstreamRefused
+from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 
 IDLE_LIMIT = 256
 IDLE_SECONDS = 4.0
@@ -33,6 +33,13 @@ class Exchange(Protocol):
 
     def ended(self, error: Exception | None) -> None:
         """The connection is gone: closed by the upstream in good order (None), or broken."""
+
+    @property
+    def sent(self) -> int:
+        """How many bytes of the response have been passed on."""
+
+    def fail(self, failure: ChillError) -> None:
+        """End it here, with the connection."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -178,9 +185,21 @@ class UpstreamPool:
 
     At most `idle_limit` wait per endpoint, and none is used that has waited for longer than `idle_seconds` (the
     default is below the 5 s after which vLLM's server closes an idle connection).
+
+    A response from a replica that has gone is given up once nothing of it has come for `orphan_seconds` (None: never):
+    an engine that is ended may leave its streams open and silent.
     """
 
-    def __init__(self, *, idle_limit: int = IDLE_LIMIT, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        idle_limit: int = IDLE_LIMIT,
+        idle_seconds: float = IDLE_SECONDS,
+        orphan_seconds: float | None = None,
+    ) -> None:
+        self._orphan_seconds = orphan_seconds
+        self._orphans: dict[UpstreamConnection, tuple[int, float]] = {}
+        self._orphan_watch: asyncio.TimerHandle | None = None
         self._idle_limit = idle_limit
         self._idle_seconds = idle_seconds
         self._homes: dict[Endpoint, _Home] = {}
@@ -237,11 +256,34 @@ class UpstreamPool:
         for connection in home.idle:
             connection.transport.abort()
         home.idle.clear()
+        if self._orphan_seconds is not None and self._orphan_watch is None and home.open:
+            self._watch_orphans()
+
+    def _watch_orphans(self) -> None:
+        """Give up the responses of gone replicas that have been silent for too long, and look again in a while."""
+        loop, seconds = asyncio.get_running_loop(), self._orphan_seconds
+        assert seconds is not None
+        now, before = loop.time(), self._orphans
+        self._orphans = {}
+        for home in self._leaving:
+            for connection in list(home.open):
+                exchange = connection.exchange
+                if exchange is None:
+                    continue
+                sent, since = before.get(connection, (-1, now))
+                if exchange.sent != sent:
+                    since = now
+                if now - since >= seconds:
+                    exchange.fail(UpstreamReset(f"the replica is gone, and was silent for {seconds:g} s; try again"))
+                else:
+                    self._orphans[connection] = exchange.sent, since
+        self._orphan_watch = loop.call_later(seconds / 4, self._watch_orphans) if self._orphans else None
 
     async def aclose(self) -> None:
         """Close every connection, those in use too, and return once they are closed."""
-        if self._sweep is not None:
-            self._sweep.cancel()
+        for timer in (self._sweep, self._orphan_watch):
+            if timer is not None:
+                timer.cancel()
         for endpoint in list(self._homes):
             self.close_endpoint(endpoint)
         for home in self._leaving:

@@ -114,6 +114,11 @@ class Metrics:
             "Responses that ended early because the upstream died within them.",
             registry=registry,
         )
+        self.responses_aborted = Counter(
+            "vllm_chill_responses_aborted_total",
+            'Answers that the engine gave up, with finish_reason "abort": vLLM does when it is told to end.',
+            registry=registry,
+        )
         Gauge("vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=registry).labels(
             version
         ).set(1)
