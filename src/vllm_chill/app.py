@@ -228,7 +228,8 @@ async def open_world(plan: Plan) -> AsyncIterator[World]:
                 Endpoint(settings.target_host, settings.target_port),
                 unschedulable_seconds=settings.unschedulable_after.total_seconds(),
             )
-            yield World(backend, DeploymentHistory(api), lambda: backend.served(plan.ref))
+            history = None if settings.state_dir == "" else DeploymentHistory(api)
+            yield World(backend, history, lambda: backend.served(plan.ref))
 
 
 def _state_file(plan: Plan) -> StartHistory | None:

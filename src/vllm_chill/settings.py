@@ -164,7 +164,8 @@ class Settings(BaseSettings):
     state_dir: str | None = _setting(
         None, "STATE_DIR", "Target", 'the path of a folder, or --state-dir "" to keep nothing',
         "With --backend process: the folder that keeps how long starts take, so that the time left is known after a "
-        "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill.",
+        "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill. With --backend "
+        "kubernetes an annotation of the Deployment keeps it, unless this is empty.",
     )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(
         timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,

@@ -31,9 +31,11 @@ mount -t tmpfs none /run && mkdir -p {_ACCOUNT} && cp -r "$1" {_ACCOUNT}/service
 
 
 @asynccontextmanager
-async def in_front_of(cluster: Cluster, *flags: str, kubeconfig: Path | None = None) -> AsyncIterator[Serving]:
+async def in_front_of(
+    cluster: Cluster, *flags: str, kubeconfig: Path | None = None, address: str = ""
+) -> AsyncIterator[Serving]:
     """Run the proxy in front of the Deployment vllm, which need not exist, and its Service, which is created."""
-    address = await cluster.create_service()
+    address = address or await cluster.create_service()
     access = ("--kubeconfig", str(kubeconfig or cluster.kubeconfig))
     async with serving(*access, *_target(cluster, address), *flags) as proxy:
         yield proxy
