@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.cluster import IMAGE, Cluster, waits
 from tests.cluster.kubelet import giving_logs
-from tests.cluster.serving import Answer, ask, in_front_of
+from tests.cluster.serving import Answer, ask, in_front_of, metric
 from tests.serving import Serving
 from vllm_chill.adapters.kubernetes.client import Json
 
@@ -164,4 +164,32 @@ async def test_who_leaves_during_a_start_that_fails_leaves_no_pod_behind(fail: s
         asked.cancel()
         await asyncio.wait([asked])
         await proxy.until_logged("failed")
+        await given_back(cluster, generation=3)
+
+
+async def test_an_engine_that_dies_within_a_stream_ends_it_with_an_error_and_the_next_is_served(
+    cluster: Cluster,
+) -> None:
+    await cluster.create_deployment(load_seconds=0, env={"STUB_FAIL": "mid-stream"})
+    async with in_front_of(cluster) as proxy:
+        for _ in range(2):
+            answer = await ask(proxy.url, 4, stream=True)
+            events = [line[6:] for line in answer.body.decode().split("\n") if line.startswith("data: ")]
+            assert answer.status == 200
+            assert len(events) == 2 + 2
+            assert json.loads(events[2])["error"]["code"] == "upstream_reset"
+            assert events[3] == "[DONE]"
+        assert await metric(proxy, "vllm_chill_responses_cut_total") == 2
+        assert (await ask(proxy.url)).status == 200
+
+
+async def test_an_engine_that_hangs_is_let_go_with_its_callers(cluster: Cluster) -> None:
+    await cluster.create_deployment(load_seconds=0, env={"STUB_FAIL": "hang"})
+    async with in_front_of(cluster, "--response-timeout", "2s", "--idle-timeout", "2s") as proxy:
+        leaves = asyncio.create_task(ask(proxy.url))
+        silent = await ask(proxy.url)
+        assert (silent.status, json.loads(silent.body)["error"]["code"]) == (504, "upstream_silent")
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        await proxy.until_logged("asleep")
         await given_back(cluster, generation=3)
