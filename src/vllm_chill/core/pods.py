@@ -67,8 +67,8 @@ class PodFacts:
 
     @property
     def restarts(self) -> int:
-        """How often its containers were started again."""
-        return sum(container.restarts for container in self.containers)
+        """How often its containers were started again, as far as is known."""
+        return sum(max(container.restarts, container.ends) for container in self.containers if not container.init)
 
 
 @dataclass(frozen=True, slots=True)
