@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,8 @@ class TargetRef:
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where requests go: a host name or IP address, and a TCP port."""
+class Endpoint(NamedTuple):
+    """Where requests go: a host name or IP address, and a TCP port. A tuple, as every request looks things up by it."""
 
     host: str
     port: int

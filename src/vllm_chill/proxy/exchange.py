@@ -51,7 +51,10 @@ class Exchange:
         "_downstream",
         "_endpoint",
         "_heard",
+        "_last",
         "_pool",
+        "_second_last",
+        "_third_last",
         "aborted",
         "connection",
         "framing",
@@ -72,6 +75,7 @@ class Exchange:
         self.request_sent = False
         self.sent = 0
         self.aborted = False
+        self._last = self._second_last = self._third_last = b""  # pieces of the response, of the usual size
 
     def take(self, connection: UpstreamConnection, endpoint: Endpoint) -> None:
         """Have the connection, for as long as the exchange lasts."""
@@ -100,12 +104,16 @@ class Exchange:
                 self.began()
             self._client.write(out)
             self.sent += len(out)
-            if len(out) <= _LOOKED_INTO_BYTES and _ABORTED in out:
-                self.aborted = True
         if framing.complete:
+            # A stream says so in a piece of its own, before one with the usage, one with [DONE] and the last chunk.
+            if self._last or out.find(b'"abort"') >= 0:
+                self.aborted = _ABORTED in b"".join((self._third_last, self._second_last, self._last, out))
             self._complete()
-        elif out and self._downstream.writing_paused:
-            self._wait_for_client()
+        elif out:
+            if len(out) <= _LOOKED_INTO_BYTES:
+                self._third_last, self._second_last, self._last = self._second_last, self._last, out
+            if self._downstream.writing_paused:
+                self._wait_for_client()
 
     def ended(self, error: Exception | None) -> None:
         """The connection is gone."""
