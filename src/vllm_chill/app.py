@@ -282,9 +282,11 @@ async def serve(
         metrics.follow(lambda: controller.target, controller.now)
         desk = hold_desk(controller, options.hold, starts, knowledge)
         proxy = ProxyHandler(controller, desk, pool, metrics, options)
-        admin = AdminApi(controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge)
+        admin = AdminApi(
+            controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge, plan.routes
+        )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
-        server = ProxyServer(proxy.proxy, admin.handle, metrics, lane, plan.routes)
+        server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller.run()))

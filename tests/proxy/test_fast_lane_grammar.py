@@ -320,6 +320,23 @@ def test_a_head_that_another_connection_has_sent_is_read_as_if_for_the_first_tim
                 assert head == found.head.for_upstream(found.length, endpoint, peer, "http")
 
 
+@pytest.mark.parametrize(
+    ("method", "accept", "proxied"),
+    [
+        (b"GET", b"*/*", True),
+        (b"GET", b"application/json", True),
+        (b"GET", b"text/html,application/xhtml+xml,*/*;q=0.8", False),
+        (b"GET", b"application/json, Text/HTML", False),
+        (b"POST", b"text/html", True),
+    ],
+)
+def test_a_get_that_a_browser_may_have_sent_takes_the_long_way(method: bytes, accept: bytes, proxied: bool) -> None:
+    data = b"%b /ui HTTP/1.1\r\nHost: a\r\nAccept: %b\r\n\r\n" % (method, accept)
+    request = first_look(data, lambda _, __: Route.PROXIED)
+    assert request is not None
+    assert request.head.proxied is proxied
+
+
 def test_connections_of_one_client_share_a_head_for_as_long_as_there_are_any() -> None:
     heads = KnownHeads()
     first = heads.look(PLAIN)

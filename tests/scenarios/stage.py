@@ -115,6 +115,7 @@ async def stage(
     orphan: float | None = None,
     wake_paths: str = "default",
     served: Served = lambda: None,
+    ref: TargetRef = REF,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs.
@@ -135,9 +136,9 @@ async def stage(
         metrics = Metrics(CollectorRegistry(), "test")
         pool = UpstreamPool(orphan_seconds=orphan)
         stack.push_async_callback(pool.aclose)
-        starts = StartRecord(REF, metrics)
+        starts = StartRecord(ref, metrics)
         controller = ScaleController(
-            REF,
+            ref,
             Limits(idle, limit, keep_abandoned=keep_abandoned),
             backend,
             Record((TargetRecorder(metrics), starts), pool),
@@ -149,10 +150,14 @@ async def stage(
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         desk = hold_desk(controller, options.hold, starts, knowledge)
         handler = ProxyHandler(controller, desk, pool, metrics, options)
-        admin = AdminApi(controller, handler.scrape, metrics, "test", lambda: server.draining, starts, knowledge)
-        has_lane = FAST_LANE.get() if fast is None else fast
         routes = Routes(parse_wake_paths(wake_paths))
-        server = ProxyServer(handler.proxy, admin.handle, metrics, handler.fast_lane if has_lane else None, routes)
+        admin = AdminApi(
+            controller, handler.scrape, metrics, "test", lambda: server.draining, starts, knowledge, routes
+        )
+        has_lane = FAST_LANE.get() if fast is None else fast
+        server = ProxyServer(
+            admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane if has_lane else None, routes
+        )
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)

@@ -130,9 +130,14 @@ def doing(progress: Progress) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """How long it will take yet, no finer than it can be known: `about 40s left`."""
+    """How long it will take yet: `about 40s left`."""
+    return f"{about(seconds)} left"
+
+
+def about(seconds: float) -> str:
+    """A time that is expected, no finer than it can be known: `about 40s`."""
     grain = next(grain for bound, grain in ((10, 1), (60, 5), (600, 10), (math.inf, 60)) if seconds <= bound)
-    return f"about {duration(max(1, math.ceil(seconds / grain) * grain))} left"
+    return f"about {duration(max(1, math.ceil(seconds / grain) * grain))}"
 
 
 def duration(seconds: float) -> str:

@@ -91,7 +91,7 @@ TABLE: dict[Route, Entry] = {
     Route.HEALTH_CHECK: _own(_ANY, "any other path, asked by a health checker", _READINESS),
     Route.PROXIED: Entry(_USES, "the paths that wake", wakes=True, prolongs=True),
     Route.HEAD: Entry(frozenset({"HEAD"}), "the paths that wake", "200 without a body"),
-    Route.OTHER: Entry(_ANY, "any other path", "404"),
+    Route.OTHER: Entry(_ANY, "any other path", "404, and a browser is shown a page"),
 }
 """In the order in which they are looked for: the first that fits is the route."""
 

@@ -114,7 +114,8 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
     special: dict[bytes, bytes] = {}
     kept: list[bytes] = []
     at, length_at = match.end(2) + 9, 0
-    for field in _SPECIAL.finditer(data[:end].lower(), at):
+    lowered = data[:end].lower()
+    for field in _SPECIAL.finditer(lowered, at):
         name, value = field[1], field.end() + 1
         line_end = data.find(b"\r\n", value)
         if name in special or name not in _KNOWN:
@@ -135,6 +136,8 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
     method, target = _METHODS[match[1]], match[2]
     route = route_of(method, target.partition(b"?")[0].decode("ascii"))
     proxied = route is Route.PROXIED and not is_health_checker(special.get(b"user-agent", b""))
+    if method == "GET" and b"text/html" in lowered:
+        proxied = False  # a browser, perhaps, that is shown a page rather than held
     head = PlainHead(method, target, b"".join(kept), written_anew, proxied=proxied)
     start = end + 4
     if length is None:

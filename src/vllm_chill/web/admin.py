@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from vllm_chill.api.models import ModelState
 from vllm_chill.api.status import ProxyStatus, TargetStatus, phase_name, target_status
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.core.routing import METHODS, TABLE, Route
+from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Routes
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
 from vllm_chill.errors import BadRequest, MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
+from vllm_chill.web.waiting_page import WaitingPage, page_of
 
 
 class AdminApi:
     """Every route but the one that wakes. `draining` tells whether the proxy is shutting down; `eta`, in how many
-    seconds the target is likely to be ready, None where that is not known.
+    seconds the target is likely to be ready, None where that is not known. `page` is what browsers are shown.
     """
 
     def __init__(
@@ -32,13 +33,17 @@ class AdminApi:
         draining: Callable[[], bool],
         starts: StartRecord,
         knowledge: ModelKnowledge,
+        routes: Routes = DEFAULT_ROUTES,
     ) -> None:
         self._controller = controller
         self._metrics = metrics
         self._version = version
         self._draining = draining
         self._starts = starts
-        self._stand_in = StandIn(str(controller.target.ref), pass_by, knowledge, self._model_state, self._readyz)
+        self.page = WaitingPage(controller, starts, knowledge, routes)
+        self._stand_in = StandIn(
+            str(controller.target.ref), pass_by, knowledge, self._model_state, self._readyz, self.page.instead
+        )
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
@@ -83,7 +88,9 @@ class AdminApi:
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _status(self, _: web.BaseRequest) -> web.Response:
+    async def _status(self, request: web.BaseRequest) -> web.Response:
+        if request.query.get("view") == "page":
+            return self.page.tell()
         status = ProxyStatus(
             version=self._version,
             draining=self._draining(),
@@ -97,6 +104,8 @@ class AdminApi:
     async def _start(self, request: web.BaseRequest) -> web.Response:
         wait = _flag(request, "wait", default=True)
         await self._controller.wake(wait=wait)
+        if (page := page_of(request)) is not None:
+            return web.Response(status=303, headers={hdrs.LOCATION: page})
         ref, phase = self._controller.target.ref, self._controller.target.phase
         if isinstance(phase, Ready):
             return self._done(f"{ref} is ready.")

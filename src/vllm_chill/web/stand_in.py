@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
@@ -19,6 +20,13 @@ from vllm_chill.errors import NotFound
 
 PassBy = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
 
+
+class Page(Protocol):
+    """Makes a page of how the target is, for a request that asks for one."""
+
+    def __call__(self, request: web.BaseRequest, *, wakes: bool) -> web.Response | None: ...
+
+
 _PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _PATH_CHARACTERS = 200
@@ -29,7 +37,7 @@ class StandIn:
     """Answers for one target, whose name is `ref`.
 
     `pass_by` relays a request without a lease, or gives None while the target is not ready; `state` tells how the
-    target is; `readyz` answers a health checker.
+    target is; `readyz` answers a health checker; `page` is what a browser is shown, None for whoever is none.
     """
 
     def __init__(
@@ -39,12 +47,14 @@ class StandIn:
         knowledge: ModelKnowledge,
         state: Callable[[], ModelState],
         readyz: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        page: Page,
     ) -> None:
         self._ref = ref
         self._pass_by = pass_by
         self._knowledge = knowledge
         self._state = state
         self._readyz = readyz
+        self._page = page
 
     async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to a route that is the target's while it is awake."""
@@ -67,6 +77,9 @@ class StandIn:
             case Route.CHECKED | Route.PING:
                 return await self._readyz(request)
             case _:
+                page = self._page(request, wakes=False)
+                if page is not None:
+                    return page
                 raise NotFound(
                     f"{self._ref} is not awake, and {_shown(request.path)} does not wake it; ask again once it is, "
                     "or have the path among --wake-paths."
