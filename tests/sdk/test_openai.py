@@ -10,10 +10,11 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
-from tests.scenarios.stage import Stage
+from tests.scenarios.stage import Stage, stage
 from tests.sdk.demo import WORDS, demo, heard, learn
 from tests.sdk.tap import Tap, tapped
 from vllm_chill.control.controller import Bounds
@@ -138,6 +139,32 @@ class TestJsonThatIsHeld:
             assert raised.value.status_code == 503
             assert raised.value.code == "wake_failed"
             assert int(raised.value.response.headers["Retry-After"]) >= 1
+
+
+class TestAudioThatIsHeld:
+    async def test_what_is_spoken_is_held_in_silence_and_comes_as_it_is(self) -> None:
+        async def speak(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(body=b"RIFF", content_type="audio/wav")
+
+        async with (
+            stage(speak, start=0.3, terms=heard(JsonHold.WHITESPACE)) as proxy,
+            AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-none") as client,
+        ):
+            spoken = await client.audio.speech.create(model="demo", voice="alloy", input="Are you there?")
+            assert spoken.content == b"RIFF"
+
+    async def test_what_is_written_down_too(self) -> None:
+        async def write_down(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(text="I am.")
+
+        async with (
+            stage(write_down, start=0.3, terms=heard(JsonHold.WHITESPACE)) as proxy,
+            AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-none") as client,
+        ):
+            said = await client.audio.transcriptions.create(
+                model="demo", file=("a.wav", b"RIFF"), response_format="text"
+            )
+            assert said == "I am."
 
 
 class TestTriedAgain:

@@ -14,7 +14,7 @@ from vllm_chill.control.controller import Lease, ScaleController, Ticket
 from vllm_chill.core.call import Call, read_call
 from vllm_chill.errors import HoldBudgetSpent, HoldRefused
 from vllm_chill.proxy.committed import Committed, Kind
-from vllm_chill.proxy.hold_terms import HoldOptions, terms, turn
+from vllm_chill.proxy.hold_terms import HoldOptions, takes_beats, terms, turn
 
 Describe = Callable[[int], str]
 """What the target is doing, in words, for who is at that place in the order."""
@@ -119,7 +119,8 @@ class HoldDesk:
         )
         ticket = Ticket(key, priority)
         self.budget.take(size)
-        heart = _Heart(self, caller, granted.beats, ticket) if granted.beats is not None else None
+        beats = granted.beats if call.is_json and takes_beats(caller.field("Accept")) else None
+        heart = _Heart(self, caller, beats, ticket) if beats is not None else None
         try:
             return await self._controller.lease(granted.seconds, ticket)
         finally:
