@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.controller import Bounds, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.control.prober import Probing, ProbingBackend
@@ -290,6 +291,8 @@ async def serve(
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(controller.run()))
+        there = collect_at_leisure(lambda: controller.target.waiting + controller.target.in_flight)
+        await stack.enter_async_context(_running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
         gc.collect()
         gc.freeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -444,6 +445,23 @@ class TestAHold:
                 assert (await client.response())[1] == b"POST /y HTTP/1.1behind"
             assert lane.backend.writes == [1]
             assert not lane.slow
+
+    async def test_a_body_is_kept_once(self) -> None:
+        count, body = 8, bytes(MIB // 2)
+        async with lane_to(echo, replicas=0, start=30) as lane:
+            clients = [await lane.client() for _ in range(count)]
+            tracemalloc.start()
+            try:
+                for client in clients:
+                    await client.send(post("/x", body))
+                await lane.until(lambda: lane.controller.target.waiting == count)
+                kept, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert count * len(body) <= kept < 1.5 * count * len(body)
+            for client in clients:
+                client.close()
+            await lane.until(lambda: lane.count(499) == count)
 
     @pytest.mark.parametrize("how", ["close", "reset"])
     async def test_a_client_that_leaves_no_longer_waits(self, how: str) -> None:

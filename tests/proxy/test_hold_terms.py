@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vllm_chill.core.admission import Priority
 from vllm_chill.errors import BadRequest
 from vllm_chill.proxy.committed import Kind
-from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold, Terms, terms, turn
+from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold, Terms, takes_beats, terms, turn
 
 OPTIONS = HoldOptions(seconds=120, priority_keys=frozenset({"sk-vip", "team a"}))
 
@@ -60,6 +60,22 @@ def test_streams_hear_of_their_hold_and_json_only_where_it_is_wanted() -> None:
     assert of(JsonHold.WHITESPACE, stream=False) == Terms(120, Kind.JSON)
     assert of(JsonHold.FAIL, stream=False) == Terms(0, None)
     assert of(JsonHold.FAIL, stream=False, prefer="wait=20") == Terms(20, None)
+
+
+@pytest.mark.parametrize(
+    ("accept", "takes"),
+    [
+        (None, True),
+        ("*/*", True),
+        ("application/json", True),
+        ("text/event-stream", True),
+        ("text/html, Application/JSON;q=0.9", True),
+        ("application/octet-stream", False),
+        ("audio/mpeg, audio/wav", False),
+    ],
+)
+def test_who_wants_something_else_than_events_or_json_is_held_in_silence(accept: str | None, takes: bool) -> None:
+    assert takes_beats(accept) is takes
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from aiohttp import WSMsgType, web
 
 from tests.scenarios.stage import stage
 from vllm_chill.core.target import Asleep, Ready
+from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 
 REALTIME = "/v1/realtime"
 
@@ -34,6 +35,13 @@ async def test_a_websocket_wakes_the_target_and_messages_pass_both_ways() -> Non
             await socket.send_str(str(number))
             assert await socket.receive_str() == f"echo {number}"
         assert s.hits == ["GET /v1/realtime?model=x"]
+
+
+async def test_a_websocket_is_held_in_silence() -> None:
+    terms = HoldOptions(beat_after_seconds=0.05, beat_seconds=0.05, json=JsonHold.WHITESPACE)
+    async with stage(websocket, start=0.3, terms=terms) as s, s.session.ws_connect(s.url + REALTIME) as socket:
+        await socket.send_str("x")
+        assert await socket.receive_str() == "echo x"
 
 
 async def test_a_large_message_passes_whole() -> None:

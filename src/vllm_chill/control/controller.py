@@ -53,7 +53,7 @@ _RETRY_FIRST_SECONDS = 0.5
 _RETRY_MOST_SECONDS = 15.0
 _RETRY_AFTER_HOLD_SECONDS = 10
 _POSITIONS_SECONDS = 1.0
-_AT_ONCE = 64
+_AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
 
 

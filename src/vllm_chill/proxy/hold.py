@@ -14,7 +14,7 @@ from vllm_chill.control.controller import Lease, ScaleController, Ticket
 from vllm_chill.core.call import Call, read_call
 from vllm_chill.errors import HoldBudgetSpent, HoldRefused
 from vllm_chill.proxy.committed import Committed, Kind
-from vllm_chill.proxy.hold_terms import HoldOptions, terms, turn
+from vllm_chill.proxy.hold_terms import HoldOptions, takes_beats, terms, turn
 
 Describe = Callable[[int], str]
 """What the target is doing, in words, for who is at that place in the order."""
@@ -105,8 +105,7 @@ class HoldDesk:
         and whatever ScaleController.lease raises.
         """
         self.refuse_early()
-        body = caller.body
-        call = read_call(caller.field("Content-Type"), body, caller.field("Content-Encoding"))
+        call, size = _looked_at(caller)
         if not again and self._controller.endpoint is None:
             self._check(call)
         options = self.options
@@ -118,9 +117,10 @@ class HoldDesk:
         key, priority = turn(
             options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
         )
-        ticket, size = Ticket(key, priority), len(body)
+        ticket = Ticket(key, priority)
         self.budget.take(size)
-        heart = _Heart(self, caller, granted.beats, ticket) if granted.beats is not None else None
+        beats = granted.beats if call.is_json and takes_beats(caller.field("Accept")) else None
+        heart = _Heart(self, caller, beats, ticket) if beats is not None else None
         try:
             return await self._controller.lease(granted.seconds, ticket)
         finally:
@@ -137,6 +137,12 @@ class HoldDesk:
         seconds = self._retry_after()
         message = f"{self._controller.target.ref} is not ready: {self._describe(0)}. Try again in {seconds} s."
         return HoldRefused(message, retry_after_seconds=seconds)
+
+
+def _looked_at(caller: Caller) -> tuple[Call, int]:
+    """What it calls for, and its body's size: a wait with the body itself in hand would keep a second copy of it."""
+    body = caller.body
+    return read_call(caller.field("Content-Type"), body, caller.field("Content-Encoding")), len(body)
 
 
 class _Heart:

@@ -13,6 +13,7 @@ from vllm_chill.proxy.committed import Kind
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|)")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_EVENTS_OR_JSON = re.compile(r"json|event-stream|\*", re.IGNORECASE)
 _CLASSES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
 
 
@@ -63,6 +64,11 @@ def terms(options: HoldOptions, *, stream: bool, prefer: str | None, wake_timeou
             asked = 0.0
     seconds = options.seconds if asked is None else min(asked, options.seconds)
     return Terms(seconds, beats if options.beat_after_seconds else None)
+
+
+def takes_beats(accept: str | None) -> bool:
+    """Whether who accepts this may get events or JSON. SDKs that want a sound say so, and spaces are no part of one."""
+    return accept is None or _EVENTS_OR_JSON.search(accept) is not None
 
 
 def _asked(prefer: str | None, wake_timeout: str | None) -> float | None:
