@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
@@ -313,12 +314,22 @@ class FastExchange(Exchange):
 
     def _answer(self, error: AnswerableError) -> None:
         self._task = None
+        self.request_sent = False
+        self._release()
         keep_alive = not self._connection.lane.counter.draining and not self.unread
         if self.committed is not None:
             self._client.write(self.committed.failure(error_envelope(error)))
         else:
             self._client.write(answer_bytes(error, keep_alive=keep_alive))
-        self._connection.over(self._count(error.status), keep_alive=keep_alive, unread=self.unread)
+        if keep_alive and self._connection.writing_paused:
+            self._connection.when_writable(partial(self._answered, error.status))
+        else:
+            self._answered(error.status)
+
+    def _answered(self, status: int) -> None:
+        if not self._over:
+            keep_alive = not self._connection.lane.counter.draining and not self.unread
+            self._connection.over(self._count(status), keep_alive=keep_alive, unread=self.unread)
 
     def _count(self, status: int) -> float:
         """The lease ends, and the request is counted; the time at which."""
