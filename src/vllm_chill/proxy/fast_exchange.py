@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
@@ -85,7 +86,8 @@ class Connection(Downstream, Protocol):
 class FastExchange(Exchange):
     """One request on the fast lane, from its head to its response's last byte. It ends once: `_over`.
 
-    `_request` has what has come of the request. It holds a lease while it has a connection or is getting one.
+    `_request` has what has come of the request, and `_missing` says how many of its bytes have yet to come, once that
+    is known. It holds a lease while it has a connection or is getting one.
     """
 
     __slots__ = (
@@ -93,6 +95,7 @@ class FastExchange(Exchange):
         "_begun",
         "_connection",
         "_lease",
+        "_missing",
         "_over",
         "_plain",
         "_request",
@@ -107,6 +110,7 @@ class FastExchange(Exchange):
         self._plain = request
         self._begun = begun
         self._request: bytes | bytearray = b""
+        self._missing = 0
         self._lease: Lease | None = None
         self._attempts: Attempts | None = None
         self._task: asyncio.Task[None] | None = None
@@ -142,7 +146,7 @@ class FastExchange(Exchange):
     @property
     def unread(self) -> bool:
         """Whether the client has yet to send some of it."""
-        return False
+        return self._missing > 0
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -157,6 +161,7 @@ class FastExchange(Exchange):
         """Take the first bytes: the head, and what there is behind it."""
         end = self._plain.start + (self._plain.length or 0)
         if len(data) < end:
+            self._missing = end
             if self._may_come(end - len(data)):
                 self.more(data)
         elif len(data) == end:
@@ -179,17 +184,17 @@ class FastExchange(Exchange):
 
     def more(self, data: bytes) -> None:
         """What comes from the client: the rest of the body, or what is behind it."""
-        end = self._plain.start + (self._plain.length or 0)
-        missing = end - len(self._request)
-        if missing <= 0:
+        missing = self._missing
+        if not missing:
             self._connection.hold_back(data)
             return
         if not isinstance(self._request, bytearray):
             self._request = bytearray()
         self._request += data[:missing]
+        self._missing = max(0, missing - len(data))
         if len(data) > missing:
             self._connection.hold_back(data[missing:])
-        if len(data) >= missing:
+        if not self._missing:
             self._begin(bytes(self._request), self._loop.time())
 
     def _begin(self, request: bytes, now: float) -> None:
@@ -312,12 +317,22 @@ class FastExchange(Exchange):
 
     def _answer(self, error: AnswerableError) -> None:
         self._task = None
+        self.request_sent = False
+        self._release()
         keep_alive = not self._connection.lane.counter.draining and not self.unread
         if self.committed is not None:
             self._client.write(self.committed.failure(error_envelope(error)))
         else:
             self._client.write(answer_bytes(error, keep_alive=keep_alive))
-        self._connection.over(self._count(error.status), keep_alive=keep_alive, unread=self.unread)
+        if keep_alive and self._connection.writing_paused:
+            self._connection.when_writable(partial(self._answered, error.status))
+        else:
+            self._answered(error.status)
+
+    def _answered(self, status: int) -> None:
+        if not self._over:
+            keep_alive = not self._connection.lane.counter.draining and not self.unread
+            self._connection.over(self._count(status), keep_alive=keep_alive, unread=self.unread)
 
     def _count(self, status: int) -> float:
         """The lease ends, and the request is counted; the time at which."""
@@ -342,20 +357,13 @@ class FastExchange(Exchange):
 class FastUpload(FastExchange):
     """A request whose body is too large to be kept: its bytes go on as they come, once.
 
-    `_left` bytes of it have yet to come. Until it is sent, `_request` has what has come.
+    Until it is sent, `_request` has what has come.
     """
 
-    __slots__ = ("_left",)
-
-    def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
-        super().__init__(connection, request, begun)
-        self._left = request.start + (request.length or 0)
-
-    @property
-    def unread(self) -> bool:
-        return self._left > 0
+    __slots__ = ()
 
     def start(self, data: bytes, now: float) -> None:
+        self._missing = self._plain.start + (self._plain.length or 0)
         self._request = bytearray()
         if not self._may_come(_BEFORE_SENT_BYTES):
             return
@@ -366,10 +374,10 @@ class FastUpload(FastExchange):
         self._attend(None)
 
     def more(self, data: bytes) -> None:
-        if len(data) > self._left:
-            self._connection.hold_back(data[self._left :])
-            data = data[: self._left]
-        self._left -= len(data)
+        if len(data) > self._missing:
+            self._connection.hold_back(data[self._missing :])
+            data = data[: self._missing]
+        self._missing -= len(data)
         upstream = self.connection
         if upstream is None:
             self._request += data
@@ -382,7 +390,7 @@ class FastUpload(FastExchange):
     def _sent_until_now(self, now: float) -> None:
         self._request = b""
         upstream = self.connection
-        if not self._left:
+        if not self._missing:
             super()._sent_until_now(now)
             self._connection.read_on()
         elif upstream is not None and upstream.writing_paused:

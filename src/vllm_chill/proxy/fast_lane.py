@@ -203,10 +203,12 @@ class FastConnection(asyncio.Protocol):
         elif not keep_alive or self._closing:
             self._closing = True
             self.transport.close()
-        elif self._behind:
-            behind, self._behind = self._behind, b""
-            self.read_on()
-            self._look(behind)
+        else:
+            if self._paused:
+                self.read_on()
+            if self._behind:
+                behind, self._behind = self._behind, b""
+                self._look(behind)
 
     def _linger(self) -> None:
         # To close it with bytes unread would reset it, and the client might never read the response (RFC 9112 §9.6).
