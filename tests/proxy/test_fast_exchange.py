@@ -77,7 +77,8 @@ async def test_a_client_that_reads_no_answers_is_read_no_further() -> None:
         client = await client_of(s)
         await s.until(lambda: len(connections(s)) == 1)
         [connection] = connections(s)
-        for transport, option in ((client.writer.transport, socket.SO_RCVBUF), (connection.transport, socket.SO_SNDBUF)):
+        sides = (client.writer.transport, socket.SO_RCVBUF), (connection.transport, socket.SO_SNDBUF)
+        for transport, option in sides:
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 1 << 16)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
