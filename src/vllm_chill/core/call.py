@@ -17,10 +17,12 @@ _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked for. `model` is None where the request names none, which engines take for their own one."""
+    """What is asked for. `model` is None where the request names none, which engines take for their own one; `stream`
+    is None where the body was not looked into.
+    """
 
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = None
 
 
 _UNREAD = Call()

@@ -13,7 +13,7 @@ from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
-from vllm_chill.proxy.hold import Caller, HoldDesk
+from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -65,14 +65,11 @@ class ProxyHandler:
             with await attempts.lease() as lease:
                 return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
         try:
-            if self._desk.holds:
-                self._desk.refuse_early(size := body.missing)
-                try:
-                    if expects and body.small:
-                        expects = await _say_continue(request)
-                    await body.load()
-                finally:
-                    self._desk.budget.give_back(size)
+            if size := body.missing:
+                if self._desk.streams(size):
+                    body.stream()
+                else:
+                    expects = await self._load(request, body, size, expects=expects)
             return await self._attempt(request, body, attempts, caller, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
@@ -80,6 +77,17 @@ class ProxyHandler:
             last = caller.committed.failure(error_envelope(error))
             caller.write(last)
             return Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+
+    async def _load(self, request: web.BaseRequest, body: RequestBody, size: int, *, expects: bool) -> bool:
+        """Read a small body whole; whether its client has yet to be told to send."""
+        self._desk.gather(size)
+        try:
+            if expects:
+                expects = await _say_continue(request)
+            await body.load()
+        finally:
+            self._desk.budget.give_back(size)
+        return expects
 
     async def _attempt(
         self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
@@ -136,6 +144,10 @@ class _Caller:
     @property
     def body(self) -> bytes:
         return self._body.whole or b""
+
+    @property
+    def held_bytes(self) -> int:
+        return self._body.held_bytes(STREAMED_BYTES)
 
     def field(self, name: str) -> str | None:
         return self._request.headers.get(name)
