@@ -8,7 +8,7 @@ from aiohttp.http import HttpVersion11
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
-from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, message_of, peer_of
+from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind
@@ -77,6 +77,10 @@ class ProxyHandler:
             last = caller.committed.failure(error_envelope(error))
             caller.write(last)
             return Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+        except Exception:
+            if caller.committed is not None:
+                caller.cut_off()  # or an answer to the error would stand within the response that it has
+            raise
 
     async def _load(self, request: web.BaseRequest, body: RequestBody, size: int, *, expects: bool) -> bool:
         """Read a small body whole; whether its client has yet to be told to send."""
@@ -162,6 +166,11 @@ class _Caller:
     def tell(self, data: bytes) -> None:
         if not connection_of(self._request).writing_paused:
             self.write(data)
+
+    def cut_off(self) -> None:
+        """Drop the client's connection within its response, if it is still there."""
+        if self._request.transport is not None:
+            cut_off(self._request.transport, reset=self.committed is not None and not self.committed.last)
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client, if it is still there."""
