@@ -162,7 +162,7 @@ async def test_a_refusal_that_breaks_off_is_broken_off_and_nothing_is_written_be
         await peer.head()
         await peer.send(b"HTTP/1.1 403 Forbidden\r\n" + framing + b"hello")
         await asyncio.sleep(0.1)
-        cut_off(peer.writer.transport, reset=True)
+        cut_off(peer.writer.transport, reset=True)  # type: ignore[arg-type]
 
     async with upstream_of(script) as upstream, stage(awake=True) as s:
         s.controller.observed(Observation(1, 1, (upstream.endpoint,)))
