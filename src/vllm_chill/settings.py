@@ -222,7 +222,8 @@ class Settings(BaseSettings):
     )  # fmt: skip
     hold_body_budget: Size = _setting(
         256 << 20, "HOLD_BODY_BUDGET", "Holding", "a size in bytes, such as 256Mi",
-        "How many bytes the bodies of held requests may take together; a request beyond it is answered 503.",
+        "How many bytes the bodies of held requests, and of those that are still being read whole, may take together. "
+        "Beyond it a request that would be held is answered 503, and any other is streamed, and not sent twice.",
     )  # fmt: skip
     hold_heartbeat_after: Duration = _setting(
         timedelta(seconds=15), "HOLD_HEARTBEAT_AFTER", "Holding", "a duration of zero or more; 0 for never",

@@ -94,10 +94,12 @@ async def running(
     idle: float = 300,
     limit: float = 1800,
     bounds: Bounds | None = None,
+    keep_abandoned: bool = True,
 ) -> AsyncIterator[Stage]:
     backend = MemoryBackend(HERE, start_seconds=start, stop_seconds=stop, replicas=replicas)
     recording = Recording()
-    controller = ScaleController(REF, Limits(idle, limit), backend, recording, bounds, lambda: 42)
+    limits = Limits(idle, limit, keep_abandoned=keep_abandoned)
+    controller = ScaleController(REF, limits, backend, recording, bounds, lambda: 42)
     task = asyncio.create_task(controller.run())
     await asyncio.sleep(0.001)
     yield Stage(controller, backend, recording)
@@ -402,6 +404,20 @@ class TestTheWaitingRoom:
             assert max(turns) <= 2 * 32
             assert before == 10_000
 
+    async def test_however_many_come_meanwhile_few_are_let_in_within_one_turn_of_the_loop(self) -> None:
+        async with running(bounds=Bounds(waiting=10_000)) as stage:
+            tasks = [asyncio.create_task(stage.lease()) for _ in range(5_000)]
+            await asyncio.sleep(59)
+            turns, before = [], 0
+            while not all(task.done() for task in tasks):
+                if len(tasks) < 8_000 and stage.phase_is(Ready):
+                    tasks += [asyncio.create_task(stage.lease()) for _ in range(50)]
+                await asyncio.sleep(0 if stage.phase_is(Ready) else 1)
+                turns.append(stage.controller.target.in_flight - before)
+                before = stage.controller.target.in_flight
+            assert max(turns) <= 2 * 64
+            assert before == len(tasks) == 8_000
+
     async def test_requests_go_to_the_replica_that_has_the_fewest(self) -> None:
         async with running(replicas=1) as stage:
             there = Endpoint("127.0.0.2", 8000)
@@ -415,6 +431,20 @@ class TestTheWaitingRoom:
             assert again is not None
             assert again.endpoint == HERE
 
+    async def test_another_replica_than_that_which_failed_is_taken_if_there_is_one(self) -> None:
+        async with running(replicas=1) as stage:
+            there = Endpoint("127.0.0.2", 8000)
+            for endpoints, besides, taken in (
+                ((HERE, there), HERE, there),
+                ((HERE, there), there, HERE),
+                ((HERE,), HERE, HERE),
+            ):
+                stage.controller.observed(Observation(len(endpoints), len(endpoints), endpoints))
+                for _ in range(3):
+                    lease = stage.controller.lease_now(besides)
+                    assert lease is not None
+                    assert lease.endpoint == taken
+
     async def test_a_replica_that_comes_lets_in_those_who_wait_for_a_place(self) -> None:
         async with running(replicas=1, bounds=Bounds(in_flight=1)) as stage:
             assert stage.controller.lease_now() is not None
@@ -423,6 +453,17 @@ class TestTheWaitingRoom:
             there = Endpoint("127.0.0.2", 8000)
             stage.controller.observed(Observation(2, 2, (HERE, there)))
             assert (await second).endpoint == there
+
+
+async def test_a_wake_that_somebody_was_told_of_goes_on_although_those_who_wait_leave() -> None:
+    async with running(keep_abandoned=False) as stage:
+        caller = asyncio.create_task(stage.lease())
+        await asyncio.sleep(10)
+        stage.controller.wake_for_nobody()
+        caller.cancel()
+        await asyncio.wait([caller])
+        await asyncio.sleep(51)
+        assert stage.phase_is(Ready)
 
 
 async def test_the_recorder_is_told_when_the_progress_changes_and_only_then() -> None:

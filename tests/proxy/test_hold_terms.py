@@ -33,7 +33,7 @@ OPTIONS = HoldOptions(seconds=120, priority_keys=frozenset({"sk-vip", "team a"})
     ],
 )
 def test_a_request_may_ask_for_a_shorter_hold(prefer: str | None, wake_timeout: str | None, seconds: float) -> None:
-    for stream in (True, False):
+    for stream in (True, False, None):
         assert terms(OPTIONS, stream=stream, prefer=prefer, wake_timeout=wake_timeout).seconds == seconds
 
 
@@ -49,7 +49,7 @@ def test_no_preference_makes_trouble_or_a_longer_hold(prefer: str, stream: bool)
 
 
 def test_streams_hear_of_their_hold_and_json_only_where_it_is_wanted() -> None:
-    def of(json: JsonHold, *, stream: bool, prefer: str | None = None, after: float = 15) -> Terms:
+    def of(json: JsonHold, *, stream: bool | None, prefer: str | None = None, after: float = 15) -> Terms:
         options = HoldOptions(seconds=120, json=json, beat_after_seconds=after)
         return terms(options, stream=stream, prefer=prefer, wake_timeout=None)
 
@@ -58,6 +58,7 @@ def test_streams_hear_of_their_hold_and_json_only_where_it_is_wanted() -> None:
         assert of(json, stream=True, after=0) == Terms(120, None)
     assert of(JsonHold.SILENT, stream=False) == Terms(120, None)
     assert of(JsonHold.WHITESPACE, stream=False) == Terms(120, Kind.JSON)
+    assert of(JsonHold.WHITESPACE, stream=None) == Terms(120, None)
     assert of(JsonHold.FAIL, stream=False) == Terms(0, None)
     assert of(JsonHold.FAIL, stream=False, prefer="wait=20") == Terms(20, None)
 

@@ -21,6 +21,7 @@ from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.proxy.hold import HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -64,6 +65,8 @@ class Stage:
     metrics: Metrics
     starts: StartRecord
     server: ProxyServer
+    desk: HoldDesk
+    pool: UpstreamPool
     knowledge: ModelKnowledge
     hits: list[str] = field(default_factory=list)
 
@@ -165,7 +168,7 @@ async def stage(
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         await asyncio.sleep(0)
         url = f"http://{address[0]}:{address[1]}"
-        yield Stage(url, address, session, controller, backend, metrics, starts, server, knowledge, hits)
+        yield Stage(url, address, session, controller, backend, metrics, starts, server, desk, pool, knowledge, hits)
         assert not running.done(), running.result()
 
 

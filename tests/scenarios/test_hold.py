@@ -145,8 +145,7 @@ class TestHeard:
             status, kind, body = await text(here, stream=True)
             assert (status, kind) == (200, "text/event-stream")
             comments, data = parts(body)
-            assert len(comments) >= 3
-            assert all(comment.startswith("waking: ") for comment in comments)
+            assert sum(comment.startswith("waking: ") for comment in comments) >= 3
             assert any("position 1" in comment for comment in comments)
             assert data == ['{"n": 0}', '{"n": 1}', '{"n": 2}', "[DONE]"]
             assert here.metric("vllm_chill_requests_total", method="POST", route="proxied", status="200") == 1

@@ -508,6 +508,18 @@ class TestTheEnd:
                 with pytest.raises(aiohttp.ClientError):
                     await other.get(s.url + "/health")
 
+    async def test_a_quiet_moment_before_is_not_the_end(self) -> None:
+        async with stage(stream_slowly, awake=True) as s:
+            draining = asyncio.create_task(s.server.drain(0.2, 10))
+            await asyncio.sleep(0.05)
+            assert (await s.session.get(s.url + "/health")).status == 200
+            async with s.session.post(s.url + CHAT) as response:
+                await response.content.readany()
+                await asyncio.sleep(0.3)
+                assert not draining.done()
+                assert (await response.text()).endswith("[DONE]\n\n")
+            assert await draining
+
     async def test_a_held_request_is_answered_before_the_end(self) -> None:
         async with stage(start=0.3) as s:
             caller = asyncio.create_task(s.post(CHAT, json={}))

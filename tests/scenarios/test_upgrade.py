@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
+from tests.proxy.wire import Peer, upstream_of
 from tests.scenarios.stage import stage
-from vllm_chill.core.target import Asleep, Ready
+from vllm_chill.core.target import Asleep, Observation, Ready
+from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 
 REALTIME = "/v1/realtime"
@@ -151,3 +154,28 @@ async def test_an_upgrade_from_an_upstream_that_is_not_there_is_an_error_in_open
         with pytest.raises(aiohttp.WSServerHandshakeError) as error:
             await s.session.ws_connect(s.url + REALTIME)
         assert error.value.status == 502
+
+
+async def test_one_that_is_held_is_told_nothing_before_the_upgrade() -> None:
+    terms = HoldOptions(json=JsonHold.WHITESPACE, beat_after_seconds=0.01, beat_seconds=0.01)
+    async with stage(websocket, start=0.3, terms=terms) as s, s.session.ws_connect(s.url + REALTIME) as socket:
+        await socket.send_str("x")
+        assert await socket.receive_str() == "echo x"
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 10\r\n\r\n", b"\r\n"], ids=["a length", "no length"])
+async def test_a_refusal_that_breaks_off_is_broken_off_and_nothing_is_written_behind_it(framing: bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 403 Forbidden\r\n" + framing + b"hello")
+        await asyncio.sleep(0.1)
+        cut_off(peer.writer.transport, reset=True)  # type: ignore[arg-type]
+
+    async with upstream_of(script) as upstream, stage(awake=True) as s:
+        s.controller.observed(Observation(1, 1, (upstream.endpoint,)))
+        reader, writer = await asyncio.open_connection(*s.address)
+        writer.write(b"GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await reader.readuntil(b"hello")
+        with pytest.raises(ConnectionResetError) if framing == b"\r\n" else contextlib.nullcontext():
+            assert await reader.read() == b""
+        writer.transport.abort()

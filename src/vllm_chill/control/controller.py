@@ -145,8 +145,14 @@ class ScaleController:
     @property
     def endpoint(self) -> Endpoint | None:
         """Where the target can be reached now, without a lease; None while it is not ready."""
+        endpoints = self.endpoints
+        return endpoints[0] if endpoints else None
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where the target's replicas can be reached now; empty while it is not ready."""
         admission = admits(self._target, self._clock())
-        return admission.endpoints[0] if isinstance(admission, Serve) else None
+        return admission.endpoints if isinstance(admission, Serve) else ()
 
     def now(self) -> float:
         """The time on the clock of the target's phases, in seconds."""
@@ -186,13 +192,18 @@ class ScaleController:
 
     # What callers ask for.
 
-    def lease_now(self) -> Lease | None:
-        """A lease if the target is ready, a replica has room and nobody waits, without waiting."""
+    def lease_now(self, besides: Endpoint | None = None) -> Lease | None:
+        """A lease if the target is ready, a replica has room and nobody waits, without waiting; not on the replica
+        `besides` if there is another.
+        """
         leased = warm.leased(self._target)
         if leased is None:
             return None
         assert leased.observed is not None
-        endpoint = self._seats.take(leased.observed.endpoints)
+        endpoints = leased.observed.endpoints
+        if besides is not None:
+            endpoints = tuple(endpoint for endpoint in endpoints if endpoint != besides) or endpoints
+        endpoint = self._seats.take(endpoints)
         if endpoint is None:
             return None
         self._target = leased
@@ -221,7 +232,8 @@ class ScaleController:
         begun = self._clock()
         self._room.join(ticket)
         self._apply(Arrived())
-        self._serve_waiting()
+        if self._serving is None:
+            self._serve_waiting()
         lease = None
         try:
             async with asyncio.timeout(hold_seconds):
@@ -238,9 +250,10 @@ class ScaleController:
         return lease
 
     def wake_for_nobody(self) -> None:
-        """Wake the target for a caller that will come again rather than wait. Raises what tells it that it cannot."""
-        if self._target.waiting:
-            return  # it is being woken for others
+        """Wake the target for a caller that will come again rather than wait. Raises what tells it that it cannot.
+
+        The wake goes on although those who wait for it leave: this one has been told so.
+        """
         admission = admits(self._target, self._clock())
         if isinstance(admission, Refuse) and (admission.retry_after_seconds or isinstance(self._target.phase, Unknown)):
             raise self._refusal(admission)

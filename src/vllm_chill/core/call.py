@@ -17,13 +17,12 @@ _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked for. `model` is None where the request names none, which engines take for their own one; `is_json`
-    says that the body is a JSON object, which has been read.
+    """What is asked for. `model` is None where the request names none, which engines take for their own one; `stream`
+    is None where the body was not looked into.
     """
 
     model: str | None = None
-    stream: bool = False
-    is_json: bool = False
+    stream: bool | None = None
 
 
 _UNREAD = Call()
@@ -51,7 +50,7 @@ def read_call(content_type: str | None, body: bytes, content_encoding: str | Non
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise BadRequest('"model" is not a string; send the name of a model, as GET /v1/models lists them')
-    return Call(model, fields.get("stream") is True, is_json=True)
+    return Call(model, fields.get("stream") is True)
 
 
 def _what(error: ValueError | RecursionError) -> str:

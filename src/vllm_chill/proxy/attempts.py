@@ -43,6 +43,7 @@ class Attempts:
         "_controller",
         "_desk",
         "_held",
+        "_lost",
         "_metrics",
         "_patience",
         "_pause",
@@ -58,6 +59,7 @@ class Attempts:
         self._caller = caller
         self._metrics = metrics
         self._held = False
+        self._lost: Endpoint | None = None
         self._began = controller.now()
         self._patience = options.timeouts.connect_seconds
         self._pause = _REFUSED_FIRST_SECONDS
@@ -65,8 +67,10 @@ class Attempts:
         self.fresh = False
 
     async def lease(self) -> Lease:
-        """A lease for the next attempt, held back until the target is ready. Raises as HoldDesk.lease does."""
-        lease = self._controller.lease_now()
+        """A lease for the next attempt, held back until the target is ready, and on another replica than the last
+        attempt's if that can be had at once. Raises as HoldDesk.lease does.
+        """
+        lease = self._controller.lease_now(self._lost)
         if lease is None:
             again, self._held = self._held, True
             lease = await self._desk.lease(self._caller, again=again)
@@ -86,19 +90,19 @@ class Attempts:
             self.fresh = True
         elif isinstance(failure, UpstreamReset) and not self._replayed:
             self._replayed = True
+            self._lost = lost
             self._metrics.replays.inc()
-            await self._news(lost, _NEWS_SECONDS)
+            if self._controller.endpoints == (lost,):
+                await self._controller.changed(_NEWS_SECONDS)
         elif isinstance(failure, UpstreamRefused):
             self._patience -= self._controller.now() - self._began
             if self._patience <= 0:
                 raise failure
-            begun = self._controller.now()
-            await self._news(lost, self._pause)
-            self._patience -= self._controller.now() - begun
+            self._lost = lost
+            if lost in self._controller.endpoints:
+                begun = self._controller.now()
+                await self._controller.changed(self._pause)
+                self._patience -= self._controller.now() - begun
             self._pause = min(self._pause * 2, _REFUSED_MOST_SECONDS)
         else:
             raise failure
-
-    async def _news(self, lost: Endpoint, within_seconds: float) -> None:
-        if self._controller.endpoint == lost:
-            await self._controller.changed(within_seconds)

@@ -75,14 +75,17 @@ class RequestBody:
         return self._whole is not None or self._kept is not None
 
     @property
-    def small(self) -> bool:
-        """Whether it is one that is read whole."""
-        return self._small
-
-    @property
     def missing(self) -> int:
-        """How many bytes of it, at most, `load` would have to read."""
-        return 0 if self._whole is not None or not self._small else self._length
+        """The size of a body that `load` would have to wait for; 0 if there is nothing to wait for."""
+        return self._length if self._small and self.whole is None else 0
+
+    def stream(self) -> None:
+        """Have it streamed and nothing of it kept, although it is small. To be called before any of it was read."""
+        self._small, self._kept = False, None
+
+    def held_bytes(self, streamed: int) -> int:
+        """How much of it there is in memory before it is sent, if that is `streamed` at most of a streamed one."""
+        return len(self._whole) if self._whole is not None else min(self._length or streamed, streamed)
 
     @property
     def whole(self) -> bytes | None:

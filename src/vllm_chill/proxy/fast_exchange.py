@@ -23,7 +23,7 @@ from vllm_chill.proxy.committed import Committed, CommittedFraming, Kind
 from vllm_chill.proxy.exchange import Downstream, Exchange, silent
 from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
-from vllm_chill.proxy.hold import Caller, HoldDesk
+from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -126,6 +126,10 @@ class FastExchange(Exchange):
     def body(self) -> bytes:
         return bytes(self._request[self._plain.start :])
 
+    @property
+    def held_bytes(self) -> int:
+        return self._plain.length or 0
+
     def field(self, name: str) -> str | None:
         """A field of its head."""
         found = re.search(
@@ -162,25 +166,18 @@ class FastExchange(Exchange):
         end = self._plain.start + (self._plain.length or 0)
         if len(data) < end:
             self._missing = end
-            if self._may_come(end - len(data)):
+            try:
+                self._connection.lane.desk.gather(size := self._plain.length or 0)
+            except AnswerableError as error:
+                self._answer(error)
+            else:
+                self._share = size
                 self.more(data)
         elif len(data) == end:
             self._begin(data, now)
         else:
             self._connection.hold_back(data[end:])
             self._begin(data[:end], now)
-
-    def _may_come(self, size: int) -> bool:
-        """Whether as much more is to be read; it is not, where it would have to be held and cannot."""
-        desk = self._connection.lane.desk
-        if desk.holds:
-            try:
-                desk.refuse_early(size)
-            except AnswerableError as error:
-                self._answer(error)
-                return False
-            self._share = size
-        return True
 
     def more(self, data: bytes) -> None:
         """What comes from the client: the rest of the body, or what is behind it."""
@@ -362,14 +359,26 @@ class FastUpload(FastExchange):
 
     __slots__ = ()
 
+    @property
+    def body(self) -> bytes:
+        return b""
+
+    @property
+    def held_bytes(self) -> int:
+        return min(self._plain.length or 0, STREAMED_BYTES)
+
     def start(self, data: bytes, now: float) -> None:
+        lane = self._connection.lane
         self._missing = self._plain.start + (self._plain.length or 0)
-        self._request = bytearray()
-        if not self._may_come(_BEFORE_SENT_BYTES):
+        try:
+            lane.desk.refuse_early()
+        except AnswerableError as error:
+            self._answer(error)
             return
+        self._request = bytearray()
         self.more(data)
         # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
-        self._attempts = self._connection.lane.attempts(self)
+        self._attempts = lane.attempts(self)
         self._attempts.fresh = True
         self._attend(None)
 

@@ -144,7 +144,9 @@ class FastConnection(asyncio.Protocol):
         self._head = request.head
         begun = self.loop.time()
         lane.counter.begun()
-        kind = FastUpload if (request.length or 0) > lane.body_bytes else FastExchange
+        length = request.length or 0
+        streamed = length > lane.body_bytes or (len(data) < request.start + length and lane.desk.streams(length))
+        kind = FastUpload if streamed else FastExchange
         exchange = self._exchange = kind(self, request, begun)
         exchange.start(data, begun)
 

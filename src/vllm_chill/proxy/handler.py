@@ -8,12 +8,12 @@ from aiohttp.http import HttpVersion11
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
-from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, message_of, peer_of
+from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
-from vllm_chill.proxy.hold import Caller, HoldDesk
+from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -66,14 +66,11 @@ class ProxyHandler:
             with await attempts.lease() as lease:
                 return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
         try:
-            if self._desk.holds:
-                self._desk.refuse_early(size := body.missing)
-                try:
-                    if expects and body.small:
-                        expects = await _say_continue(request)
-                    await body.load()
-                finally:
-                    self._desk.budget.give_back(size)
+            if size := body.missing:
+                if self._desk.streams(size):
+                    body.stream()
+                else:
+                    expects = await self._load(request, body, size, expects=expects)
             return await self._attempt(request, body, attempts, caller, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
@@ -81,6 +78,21 @@ class ProxyHandler:
             last = caller.committed.failure(error_envelope(error))
             caller.write(last)
             return Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+        except Exception:
+            if caller.committed is not None:
+                caller.cut_off()  # or an answer to the error would stand within the response that it has
+            raise
+
+    async def _load(self, request: web.BaseRequest, body: RequestBody, size: int, *, expects: bool) -> bool:
+        """Read a small body whole; whether its client has yet to be told to send."""
+        self._desk.gather(size)
+        try:
+            if expects:
+                expects = await _say_continue(request)
+            await body.load()
+        finally:
+            self._desk.budget.give_back(size)
+        return expects
 
     async def _attempt(
         self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
@@ -140,6 +152,10 @@ class _Caller:
     def body(self) -> bytes:
         return self._body.whole or b""
 
+    @property
+    def held_bytes(self) -> int:
+        return self._body.held_bytes(STREAMED_BYTES)
+
     def field(self, name: str) -> str | None:
         return self._request.headers.get(name)
 
@@ -153,6 +169,11 @@ class _Caller:
     def tell(self, data: bytes) -> None:
         if not connection_of(self._request).writing_paused:
             self.write(data)
+
+    def cut_off(self) -> None:
+        """Drop the client's connection within its response, if it is still there."""
+        if self._request.transport is not None:
+            cut_off(self._request.transport, reset=self.committed is not None and not self.committed.last)
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client, if it is still there."""

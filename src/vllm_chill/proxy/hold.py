@@ -20,8 +20,14 @@ Describe = Callable[[int], str]
 """What the target is doing, in words, for who is at that place in the order."""
 
 
+STREAMED_BYTES = 384 * 1024
+"""As much of a body that is streamed may be here before its request is sent: what is read until reading stops."""
+
+
 class Caller(Protocol):
-    """A request that may be held, as either lane has it. `body` is all of it, or what is known of it."""
+    """A request that may be held, as either lane has it. `body` is all of it, empty if it is streamed; `held_bytes` is
+    how much of it there is in memory, at most.
+    """
 
     committed: Committed | None
     """What its client has been told already, from the moment that a hold is heard."""
@@ -30,6 +36,8 @@ class Caller(Protocol):
     def peer_address(self) -> str: ...
     @property
     def body(self) -> bytes: ...
+    @property
+    def held_bytes(self) -> int: ...
     def field(self, name: str) -> str | None:
         """A field of its head."""
 
@@ -49,9 +57,13 @@ class Budget:
         self._most = most
         self.taken = 0
 
+    def has(self, size: int) -> bool:
+        """Whether such a share can be had."""
+        return self.taken + size <= self._most
+
     def take(self, size: int) -> None:
         """Have a share. Raises HoldBudgetSpent."""
-        if self.taken + size > self._most:
+        if not self.has(size):
             message = f"held requests keep {self.taken} bytes of bodies, and may keep {self._most}; try again later."
             raise HoldBudgetSpent(message, retry_after_seconds=5)
         self.taken += size
@@ -83,20 +95,27 @@ class HoldDesk:
         self._retry_after = retry_after
         self._check = check
 
-    def refuse_early(self, size: int = 0) -> None:
-        """Raise TooManyWaiting if a request that comes now would have to wait and could not.
-
-        `size` is that of its body, which has yet to come: a share of the budget is taken for it. Raises
-        HoldBudgetSpent.
-        """
-        if self._controller.full:
+    def refuse_early(self) -> None:
+        """Raise TooManyWaiting if a request that comes now would have to wait and could not."""
+        if self.holds and self._controller.full:
             raise self._controller.too_many()
+
+    def gather(self, size: int) -> None:
+        """Take a share of the budget for a body that is read whole before its request is looked at.
+
+        Raises as refuse_early does, and HoldBudgetSpent.
+        """
+        self.refuse_early()
         self.budget.take(size)
+
+    def streams(self, size: int) -> bool:
+        """Whether such a body goes on as it comes: there is no room to read it whole, and no need to wait either."""
+        return not self.budget.has(size) and not self.holds
 
     @property
     def holds(self) -> bool:
         """Whether a request that comes now has to wait."""
-        return self._controller.endpoint is None
+        return self._controller.endpoint is None or self._controller.target.waiting > 0
 
     async def lease(self, caller: Caller, *, again: bool) -> Lease:
         """A lease for who could not have one at once; `again`: it was looked at before.
@@ -105,7 +124,7 @@ class HoldDesk:
         and whatever ScaleController.lease raises.
         """
         self.refuse_early()
-        call, size = _looked_at(caller)
+        call = _looked_at(caller)
         if not again and self._controller.endpoint is None:
             self._check(call)
         options = self.options
@@ -117,9 +136,9 @@ class HoldDesk:
         key, priority = turn(
             options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
         )
-        ticket = Ticket(key, priority)
+        ticket, size = Ticket(key, priority), caller.held_bytes
         self.budget.take(size)
-        beats = granted.beats if call.is_json and takes_beats(caller.field("Accept")) else None
+        beats = granted.beats if takes_beats(caller.field("Accept")) else None
         heart = _Heart(self, caller, beats, ticket) if beats is not None else None
         try:
             return await self._controller.lease(granted.seconds, ticket)
@@ -139,10 +158,9 @@ class HoldDesk:
         return HoldRefused(message, retry_after_seconds=seconds)
 
 
-def _looked_at(caller: Caller) -> tuple[Call, int]:
-    """What it calls for, and its body's size: a wait with the body itself in hand would keep a second copy of it."""
-    body = caller.body
-    return read_call(caller.field("Content-Type"), body, caller.field("Content-Encoding")), len(body)
+def _looked_at(caller: Caller) -> Call:
+    """What it calls for. On its own, as a wait with the body in hand would keep a second copy of it."""
+    return read_call(caller.field("Content-Type"), caller.body, caller.field("Content-Encoding"))
 
 
 class _Heart:

@@ -51,15 +51,17 @@ class Terms:
     beats: Kind | None
 
 
-def terms(options: HoldOptions, *, stream: bool, prefer: str | None, wake_timeout: str | None) -> Terms:
+def terms(options: HoldOptions, *, stream: bool | None, prefer: str | None, wake_timeout: str | None) -> Terms:
     """The terms of a request by what it says in `Prefer` (RFC 7240) and `X-Wake-Timeout`: never longer than ours.
 
-    Raises BadRequest for an X-Wake-Timeout that is no duration; an unknown preference is passed over.
+    What will be answered is known where `stream` says whether it will be a stream of events or a JSON document; else
+    nothing can be promised, and the hold is silent. Raises BadRequest for an X-Wake-Timeout that is no duration; an
+    unknown preference is passed over.
     """
     asked = _asked(prefer, wake_timeout)
     beats: Kind | None = Kind.EVENTS
     if not stream:
-        beats = Kind.JSON if options.json is JsonHold.WHITESPACE else None
+        beats = Kind.JSON if options.json is JsonHold.WHITESPACE and stream is not None else None
         if options.json is JsonHold.FAIL and asked is None:
             asked = 0.0
     seconds = options.seconds if asked is None else min(asked, options.seconds)

@@ -70,7 +70,7 @@ async def relay(
         whole = await body.load()
     peer, scheme = peer_of(request.protocol)
     head = request_head(message_of(request), endpoint, body.framing, peer=peer, scheme=scheme)
-    connection = pool.take(endpoint)
+    connection = pool.take(endpoint) if body.replayable else None
     if connection is not None:
         try:
             return await _Relay(request, connection, pool, endpoint, committed, began).run(head, whole, body, timeouts)

@@ -17,7 +17,7 @@ from aiohttp.web import BaseRequest
 
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import UpstreamInvalid, UpstreamRefused, UpstreamReset, UpstreamSilent
-from vllm_chill.proxy.aiohttp_seam import Relayed, message_of, peer_of, take_over
+from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, message_of, peer_of, take_over
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.headers import request_head
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -116,8 +116,12 @@ async def _refuse(
             break
         client.write(out)
         sent += len(out)
-        if framing.complete or not (piece := await reader.read(_PIECE_BYTES)):
-            break
+        try:
+            if framing.complete or not (piece := await reader.read(_PIECE_BYTES)):
+                break
+        except OSError:
+            cut_off(client, reset=framing.ends_with_connection)
+            return Relayed(status, sent, keep_alive=False)
     if not framing.complete and not framing.close():
         client.abort()
     return Relayed(status, sent, keep_alive=False)

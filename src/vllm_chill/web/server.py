@@ -88,11 +88,11 @@ class ProxyServer:
         await asyncio.sleep(delay_seconds)
         for site in self._sites:
             await site.stop()
-        if not self._active:
-            return True
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._quiet.wait()
+                while self._active:
+                    self._quiet.clear()  # it was quiet for a moment before, perhaps
+                    await self._quiet.wait()
         except TimeoutError:
             return False
         return True
