@@ -1,0 +1,44 @@
+"""The page for those who write clients says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vllm_chill.errors import AnswerableError
+from vllm_chill.settings import Settings, default_text, flag_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "hold.md").read_text()
+DEFAULTS = {flag_of(name): default_text(field) for name, field in Settings.model_fields.items()}
+
+
+def kinds_of(kind: type[AnswerableError]) -> list[type[AnswerableError]]:
+    return [kind, *(each for below in kind.__subclasses__() for each in kinds_of(below))]
+
+
+STATUSES = {kind.code: str(kind.status) for kind in kinds_of(AnswerableError)}
+
+
+SETTINGS = re.findall(r"^\| `(--[a-z-]+)` \| (?:`([^`]*)`)? \|", PAGE, re.MULTILINE)
+
+
+def test_the_settings_are_told() -> None:
+    assert len(SETTINGS) == 10
+
+
+@pytest.mark.parametrize(("flag", "default"), SETTINGS)
+def test_a_setting_has_the_default_that_is_told(flag: str, default: str) -> None:
+    assert DEFAULTS[flag] == default
+
+
+@pytest.mark.parametrize(("status", "code"), re.findall(r"(\d{3}) `([a-z]+_[a-z_]+)`", PAGE))
+def test_an_error_has_the_status_that_is_told(status: str, code: str) -> None:
+    assert STATUSES[code] == status
+
+
+def test_all_that_may_end_a_hold_is_told() -> None:
+    told = set(re.findall(r"`([a-z]+_[a-z_]+)`", PAGE))
+    elsewhere = {"not_found", "method_not_allowed", "expectation_failed", "internal_error", "stop_failed"}
+    assert set(STATUSES) - told == elsewhere
