@@ -1,0 +1,270 @@
+"""The two lanes are one proxy: whatever bytes a client sends, in whatever pieces, both ends get the same from either.
+
+Random requests, legal and nearly so, go to a proxy with the fast lane and to one without, against one scripted
+upstream. Only dates may differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.proxy.wire import Peer, Upstream, upstream_of
+from tests.scenarios.stage import Stage, stage
+from vllm_chill.core.target import Observation
+
+KEPT = 1000  # bytes of a body; larger ones are streamed
+OPEN_SECONDS = 0.25
+
+RESPONSES = {
+    b"length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\nhello",
+    b"empty": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    b"nothing": b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nyou\r\n0\r\nT: t\r\n\r\n",
+    b"events": b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"9\r\ndata: 1\n\n\r\n0\r\n\r\n",
+    b"error": b"HTTP/1.1 422 Unprocessable Content\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno",
+    b"close": b"HTTP/1.0 200 OK\r\n\r\nto the end",
+    b"nonsense": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    b"short": b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello",
+}
+ENDS_CONNECTION = (b"error", b"close", b"nonsense", b"short")
+
+
+@dataclass
+class Script:
+    """Answers by the last part of the path, and keeps what has come."""
+
+    seen: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    async def __call__(self, peer: Peer) -> None:
+        while True:
+            head = await peer.head()
+            body = await (peer.chunks() if b"\r\nTransfer-Encoding:" in head else peer.exactly(_length(head)))
+            self.seen.append((head, body))
+            kind = head.split(b" ")[1].partition(b"?")[0].rpartition(b"/")[2]
+            await peer.send(RESPONSES.get(kind, RESPONSES[b"length"]))
+            if kind in ENDS_CONNECTION:
+                return
+
+
+def _length(head: bytes) -> int:
+    found = re.findall(rb"\r\nContent-Length: (\d+)", head)
+    assert len(found) <= 1, head
+    return int(found[0]) if found else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a client's bytes. `end` is how its connection ended: open, closed or reset."""
+
+    seen: tuple[tuple[bytes, bytes], ...]
+    got: bytes
+    end: str
+
+    def is_like(self, other: Outcome) -> bool:
+        """Whether they are the same, as far as that can be told.
+
+        A reset may have taken from the client what it had not read yet. And aiohttp's parser forgets the requests that
+        came in one read with bytes that it refuses, and what comes in one read is not the same in both ways.
+        """
+        if "open" not in (self.end, other.end) and (self.is_refused or other.is_refused):
+            return _begins_as(self.before_refusal, other.before_refusal) and _begins_as(self.seen, other.seen)
+        if "open" not in (self.end, other.end) and "reset" in (self.end, other.end):
+            return _begins_as(self.got, other.got) and self.seen == other.seen
+        return self == other
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether aiohttp's parser has refused some of it."""
+        return self.before_refusal != self.got
+
+    @property
+    def before_refusal(self) -> bytes:
+        """What the client got before that."""
+        return self.got.partition(b"HTTP/1.0 400 Bad Request")[0]
+
+
+def _begins_as(one: Sequence[object], other: Sequence[object]) -> bool:
+    size = min(len(one), len(other))
+    return one[:size] == other[:size]
+
+
+class Requests:
+    """Random bytes of a connection."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def connection(self) -> list[bytes]:
+        """The bytes, in pieces. The last request ends the connection, if it is read as a request."""
+        data = b"".join(self.request() for _ in range(self.random.choice([1, 1, 2, 3, 5])))
+        if self.random.random() < 0.3:
+            data = self.damaged(data)
+        data += b"GET /v1/audio/empty HTTP/1.1\r\nHost: z\r\nConnection: close\r\n\r\n"
+        cuts = sorted(self.random.randrange(len(data)) for _ in range(self.random.choice([0, 0, 1, 1, 2, 4, 8])))
+        return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True) if start < end]
+
+    def request(self) -> bytes:
+        choice = self.random.choice
+        method = choice([b"POST"] * 6 + [b"GET", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"post", b"QUERY"])
+        kind = choice([b"length"] * 3 + list(RESPONSES))
+        path = (
+            choice([b"/v1/audio/"] * 8 + [b"/health/", b"//v1/audio/", b"http://h/v1/audio/", b"/v1/audio/%2f/"]) + kind
+        )
+        query = choice([b""] * 4 + [b"?a=%20b", b"?", b"?x=/../y", b"#f"])
+        version = choice([b"HTTP/1.1"] * 12 + [b"HTTP/1.0", b"HTTP/1.2", b"http/1.1"])
+        body, fields = self.body()
+        fields += [self.field() for _ in range(choice([0, 0, 1, 2, 4]))]
+        self.random.shuffle(fields)
+        host = choice([b"Host: a\r\n"] * 10 + [b"", b"host: A:80\r\n", b"Host: a\r\nHost: b\r\n"])
+        line = choice([b""] * 10 + [b"\r\n"]) + b"%b %b%b %b\r\n" % (method, path, query, version)
+        return line + host + b"".join(fields) + b"\r\n" + body
+
+    def body(self) -> tuple[bytes, list[bytes]]:
+        choice = self.random.choice
+        size = choice([0, 1, 2, 20, 999, 1000, 1001, 70_000])
+        body = choice([b"x" * size, b'{"stream": true}', b"GET /v1/audio/length HTTP/1.1\r\nHost: e\r\n\r\n", b""])
+        length = b"%d" % len(body)
+        plain = [b"Content-Length: %b\r\n" % length]
+        match choice(["plain"] * 12 + ["none", "chunked", "both", "twice", "odd", "bad", "short", "long"]):
+            case "none":
+                return b"", []
+            case "chunked":
+                return self.chunked(body), [
+                    choice([b"Transfer-Encoding: chunked\r\n", b"transfer-encoding: Chunked\r\n"])
+                ]
+            case "both":
+                return self.chunked(body), [*plain, b"Transfer-Encoding: chunked\r\n"]
+            case "twice":
+                return body, plain * 2
+            case "odd":
+                return body, [
+                    choice([b"content-length:%b\r\n", b"CONTENT-LENGTH: %b\r\n", b"Content-Length:\t%b \r\n"]) % length
+                ]
+            case "bad":
+                spelled = choice([b"+%b", b"0%b", b"%b,%b" % (length, b"%b"), b"0x%b", b"-%b", b"%b x", b"%b_0", b""])
+                return body, [b"Content-Length: %b\r\n" % (spelled % length if b"%b" in spelled else spelled)]
+            case "short":
+                return body, [b"Content-Length: %d\r\n" % max(0, len(body) - 1)]
+            case "long":
+                return body, [b"Content-Length: %d\r\n" % (len(body) + 3)]
+            case _:
+                return body, plain
+
+    def chunked(self, body: bytes) -> bytes:
+        cut = self.random.randrange(len(body) + 1)
+        pieces = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:cut], body[cut:]) if piece)
+        last = self.random.choice([b"0\r\n\r\n"] * 6 + [b"0\r\nT: x\r\n\r\n", b"00\r\n\r\n", b"g\r\n", b"0\n\n"])
+        return pieces + last
+
+    def field(self) -> bytes:
+        return self.random.choice(
+            [
+                *[b"Accept: */*\r\n", b"X: \xff\r\n", b"x-a:b\r\n", b"Authorization: Bearer x\r\n", b"X: a\tb\r\n"],
+                *[b"Content-Type: application/json\r\n", b"User-Agent: curl/8\r\n", b"User-Agent: kube-probe/1.30\r\n"],
+                *[b"Connection: keep-alive\r\n", b"Connection: close\r\n", b"Connection: x-a, keep-alive\r\n"],
+                *[b"X-Forwarded-For: 1.2.3.4\r\n", b"X-Forwarded-Proto: https\r\n", b"X-Forwarded-Host: h\r\n"],
+                *[
+                    b"Expect: 100-continue\r\n",
+                    b"Expect: x\r\n",
+                    b"TE: trailers\r\n",
+                    b"Trailer: T\r\n",
+                    b"X: a\r\n b\r\n",
+                ],
+                *[
+                    b"Upgrade: h2c\r\n",
+                    b"Proxy-Authorization: x\r\n",
+                    b"X : y\r\n",
+                    b"X\x00: y\r\n",
+                    b"X: a\n",
+                    b"X: y\rz\r\n",
+                ],
+                *[
+                    b"Transfer-Encoding: identity\r\n",
+                    b"Keep-Alive: 5\r\n",
+                    b"Cookie: a=b\r\n",
+                    b"X: " + b"y" * 9000 + b"\r\n",
+                ],
+            ]
+        )
+
+    def damaged(self, data: bytes) -> bytes:
+        for _ in range(self.random.choice([1, 1, 2, 3])):
+            at, size = self.random.randrange(len(data) + 1), self.random.choice([0, 0, 1, 2])
+            bit = self.random.choice([b"\r\n", b"\n", b"\r", b" ", b"\0", b":", b"", b"\r\n\r\n", b"9", b"\xff", b"x"])
+            data = data[:at] + bit + data[at + size :]
+        return data
+
+
+@dataclass
+class Lanes:
+    """Two proxies to one upstream."""
+
+    script: Script
+    with_it: Stage
+    without: Stage
+
+    async def outcome(self, to: Stage, pieces: list[bytes], pauses: list[float]) -> Outcome:
+        self.script.seen.clear()
+        reader, writer = await asyncio.open_connection(*to.address)
+        got, end = bytearray(), "open"
+
+        async def send() -> None:
+            for piece, pause in zip(pieces, pauses, strict=True):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+
+        sending = asyncio.create_task(send())
+        try:
+            while True:
+                async with asyncio.timeout(OPEN_SECONDS if sending.done() else 5):
+                    piece = await reader.read(1 << 16)
+                if not piece:
+                    end = "closed"
+                    break
+                got += piece
+        except ConnectionError:
+            end = "reset"
+        except TimeoutError:
+            pass
+        sending.cancel()
+        await asyncio.wait([sending])
+        if not sending.cancelled():
+            sending.exception()
+        writer.transport.abort()
+        await to.until(lambda: not to.server._active)
+        return Outcome(tuple(self.script.seen), re.sub(rb"\r\nDate: [^\r]*", b"", bytes(got)), end)
+
+
+@asynccontextmanager
+async def lanes(**how: object) -> AsyncIterator[Lanes]:
+    script = Script()
+    async with AsyncExitStack() as stack:
+        upstream: Upstream = await stack.enter_async_context(upstream_of(script))
+        proxies = [
+            await stack.enter_async_context(stage(awake=True, fast=fast, replay_bytes=KEPT, **how))  # type: ignore[arg-type]
+            for fast in (True, False)
+        ]
+        for proxy in proxies:
+            proxy.controller.observed(Observation(1, 1, (upstream.endpoint,)))
+        yield Lanes(script, *proxies)
+
+
+@pytest.mark.parametrize("seeds", [range(75), range(75, 150)], ids=["some", "others"])
+async def test_whatever_a_client_sends_both_ways_are_the_same(seeds: range) -> None:
+    async with lanes() as both:
+        for seed in seeds:
+            requests = Requests(seed)
+            pieces = requests.connection()
+            pauses = [requests.random.choice([0, 0, 0.001, 0.003]) for _ in pieces]
+            one = await both.outcome(both.with_it, pieces, pauses)
+            other = await both.outcome(both.without, pieces, pauses)
+            assert one.is_like(other), f"seed {seed}: {b''.join(pieces)[:2000]!r}\n{one}\n{other}"
