@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -130,6 +131,21 @@ async def test_a_connection_that_was_not_read_for_a_while_is_read_again_behind_a
         for _ in range(2):
             assert (await client.response())[0].startswith(b"HTTP/1.1 503 ")
             await client.send(post(b"{}"))
+
+
+async def test_a_client_that_left_unseen_is_answered_in_vain_and_without_a_word(client_of: ClientOf) -> None:
+    troubles: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    async with asyncio.timeout(20), stage(start=60, hold=0.3, replay_bytes=10) as s:
+        client = await client_of(s)
+        sending = asyncio.create_task(client.send(post(b"x" * 20_000_000)))
+        await s.until(lambda: [connection for connection in connections(s) if connection._paused] != [])
+        client.reset()
+        await asyncio.wait([sending])
+        await s.until(lambda: not connections(s) and not s.server._active)
+        assert s.metric("vllm_chill_requests_total", method="POST", route="proxied", status="503") == 1
+    gc.collect()
+    assert not troubles
 
 
 class TestTheBudget:

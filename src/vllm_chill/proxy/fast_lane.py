@@ -217,8 +217,13 @@ class FastConnection(asyncio.Protocol):
         self._closing = True
         self.read_on()
         self._end_timer()
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        try:
             self.transport.write_eof()
+        except OSError:  # the client has gone, which is not seen while it is not read
+            self.transport.abort()
+        else:
             self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def close(self) -> None:
