@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
-import re
-from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.web import Server
 
 from tests.proxy.wire import Peer, upstream_of
 from tests.scenarios.stage import Stage, stage
@@ -26,8 +28,8 @@ from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 KEPT = 20_000
 BUDGET = 1_500_000
 SEATS = 4
-CONNECTIONS = 160
 AT_A_TIME = 32
+LANES = pytest.mark.parametrize("fast", [True, False], ids=["fast lane", "base"])
 SECONDS = 0.4  # the longest that anything is let take
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -119,9 +121,8 @@ class Upstream:
 class Client:
     """One connection, with what a client may do on it."""
 
-    def __init__(self, seed: int, seen: Counter[bytes]) -> None:
+    def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.seen = seen
 
     def request(self) -> bytes:
         choice = self.random.choice
@@ -178,8 +179,8 @@ class Client:
         if self.random.random() < 0.1:
             await asyncio.sleep(SECONDS)
         with contextlib.suppress(ConnectionError):
-            while piece := await reader.read(1 << 16):
-                self.seen.update(re.findall(rb"HTTP/1.1 (\d+)", piece))
+            while await reader.read(1 << 16):
+                pass
 
 
 @dataclass
@@ -188,7 +189,6 @@ class Weather:
 
     s: Stage
     random: random.Random
-    over: bool = False
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -196,7 +196,7 @@ class Weather:
         while True:
             await asyncio.sleep(self.random.choice([0.01, 0.05, 0.1]))
             match self.random.choice(
-                ["calm"] * 16 + ["down", "up", "die", "unready", "away", "stop", "wake", "nobody"]
+                ["calm"] * 30 + ["down", "up", "die", "unready", "away", "stop", "wake", "nobody"]
             ):
                 case "down":
                     backend.set_replicas(0)
@@ -220,22 +220,21 @@ class Weather:
 
     def ask(self, question: Any) -> None:
         async def asked() -> None:
-            with contextlib.suppress(aiohttp.ClientError, ValueError):
-                await question
+            with contextlib.suppress(aiohttp.ClientError, ValueError, TimeoutError):
+                await asyncio.wait_for(question, 2)
 
         task = asyncio.create_task(asked())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
 
-def left_over(s: Stage, others: set[asyncio.Task[Any]]) -> dict[str, object]:
+def left_over(s: Stage, server: Server, others: set[asyncio.Task[Any]]) -> dict[str, object]:
     """What is still held by somebody: nothing, once everybody has left. `others` are tasks of others."""
-    controller, server = s.controller, s.server._runner._server
+    controller = s.controller
     loop: Any = asyncio.get_running_loop()
     timers = [handle for handle in loop._scheduled if not handle.cancelled()]
     names = [getattr(timer._callback, "__qualname__", "") for timer in timers]
     homes = [*s.pool._homes.values(), *s.pool._leaving]
-    assert server is not None
     return {
         "waiting": controller.target.waiting,
         "in the room": len(controller._room),
@@ -251,40 +250,78 @@ def left_over(s: Stage, others: set[asyncio.Task[Any]]) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("json_hold", [JsonHold.SILENT, JsonHold.WHITESPACE])
-@pytest.mark.parametrize("fast", [True, False], ids=["fast lane", "base"])
-async def test_whatever_happens_nothing_is_left_of_it(fast: bool, json_hold: JsonHold, seed: int) -> None:
+@dataclass
+class Storm:
+    """A proxy in bad weather."""
+
+    s: Stage
+    seed: int
+
+    async def clients(self, count: int) -> None:
+        """So many of them, not all at a time."""
+        places = asyncio.Semaphore(AT_A_TIME)
+
+        async def client(number: int) -> None:
+            async with places:
+                await Client(self.seed * 1000 + number).run(self.s)
+
+        await asyncio.gather(*(client(number) for number in range(count)))
+
+
+@asynccontextmanager
+async def storm(seed: int, *, fast: bool, json_hold: JsonHold = JsonHold.SILENT) -> AsyncIterator[Storm]:
+    """A proxy in bad weather; at the end, when its clients have left, nothing is left of them."""
     troubles: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
-    seen: Counter[bytes] = Counter()
-    script = Upstream(seed)
     terms = HoldOptions(seconds=SECONDS, beat_after_seconds=0.02, beat_seconds=0.01, json=json_hold, body_budget=BUDGET)
     async with (
         asyncio.timeout(60),
-        upstream_of(script) as upstream,
+        upstream_of(Upstream(seed)) as upstream,
         stage(
             start=0.05, stop=0.02, idle=0.3, limit=1, replay_bytes=KEPT, response=SECONDS, fast=fast, terms=terms,
             bounds=Bounds(24, SEATS), keep_abandoned=seed % 2 == 0,
         ) as s,
     ):  # fmt: skip
         s.backend.endpoint = upstream.endpoint
+        server = s.server._runner._server
+        assert isinstance(server, Server)
         tasks = asyncio.all_tasks()
         weather = Weather(s, random.Random(seed))
         blowing = asyncio.create_task(weather.run())
-        places = asyncio.Semaphore(AT_A_TIME)
-
-        async def client(number: int) -> None:
-            async with places:
-                await Client(seed * 1000 + number, seen).run(s)
-
-        await asyncio.gather(*(client(number) for number in range(CONNECTIONS)))
+        yield Storm(s, seed)
         blowing.cancel()
         await asyncio.wait([blowing, *weather.tasks])
         await s.session.close()
-        none = {name: type(value)() for name, value in left_over(s, set()).items()}
+
+        def left() -> dict[str, object]:
+            return left_over(s, server, tasks | upstream._tasks)
+
+        none = {name: type(value)() for name, value in left().items()}
         with contextlib.suppress(TimeoutError):
-            await s.until(lambda: left_over(s, tasks | upstream._tasks) == none, 3)
-        assert left_over(s, tasks | upstream._tasks) == none
-        assert s.metric("vllm_chill_requests_total", method="POST", route="proxied", status="200") > 5
+            await s.until(lambda: left() == none, 3)
+        assert left() == none
+    gc.collect()
     assert not troubles
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("json_hold", [JsonHold.SILENT, JsonHold.WHITESPACE])
+@LANES
+async def test_whatever_happens_nothing_is_left_of_it(fast: bool, json_hold: JsonHold, seed: int) -> None:
+    async with storm(seed, fast=fast, json_hold=json_hold) as it:
+        await it.clients(160)
+        assert it.s.metric("vllm_chill_requests_total", method="POST", route="proxied", status="200") > 0
+
+
+# Python 3.11 drops a socket that it has accepted as the server is closed, and leaves it to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seed", [3, 4, 5])
+@LANES
+async def test_whatever_is_going_on_the_end_ends_it(fast: bool, seed: int) -> None:
+    async with storm(seed, fast=fast) as it:
+        sending = asyncio.create_task(it.clients(64))
+        await asyncio.sleep(0.1 * seed)
+        await it.s.server.drain(0, 0.1)
+        await it.s.server.close()
+        assert not it.s.server._active
+        await sending
