@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vllm_chill.core.routing import parse_wake_paths
+from vllm_chill.core.switching import parse_gpu_budget
 from vllm_chill.errors import SettingError
 from vllm_chill.telemetry.logs import LogFormat, LogLevel
 
@@ -72,6 +73,11 @@ def _wake_paths(value: str) -> str:
     return value
 
 
+def _gpu_budget(value: str) -> str:
+    parse_gpu_budget(value)
+    return value
+
+
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 
 PositiveDuration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_above_zero)]
@@ -84,6 +90,7 @@ _IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 Host = Annotated[str, Field(max_length=253), _matches(rf"{_NAME_OR_IPV4}|{_IPV6}")]
 UrlPath = Annotated[str, _matches(r"/[!-~]*")]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
+GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
 
 _DURATION = "a duration above zero, such as 5m or 1h30m"
 _ANY_DURATION = "a duration of zero or more, such as 30s or 10m"
@@ -166,6 +173,43 @@ class Settings(BaseSettings):
         "With --backend process: the folder that keeps how long starts take, so that the time left is known after a "
         "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill. With --backend "
         "kubernetes an annotation of the Deployment keeps it, unless this is empty.",
+    )  # fmt: skip
+    models: str | None = _setting(
+        None, "VLLM_CHILL_MODELS", "Models", "crd, or the path of a YAML file with --backend process",
+        "Serve a catalogue of models, each a target of its own that requests choose by name. crd: the cluster's "
+        "VLLMModel objects, whose workloads vllm-chill makes and owns. A file: the same for commands on this machine. "
+        "Not set: one target, and requests may name any model.",
+    )  # fmt: skip
+    model_id: str | None = _setting(
+        None, "MODEL_ID", "Models", "a model's served name or the name of its object",
+        "The model of requests that name none. With --backend kubernetes it stands for --models crd too.",
+    )  # fmt: skip
+    gpu_count: Annotated[int, Field(ge=0, le=1024)] = _setting(
+        1, "GPU_COUNT", "Models", "a number of GPUs",
+        "How many GPUs a replica of a model has whose own gpuCount is not given.",
+    )  # fmt: skip
+    cpu_offload_gb: Annotated[float, Field(ge=0, le=100_000)] = _setting(
+        0, "CPU_OFFLOAD_GB", "Models", "a size in GiB",
+        "How much of a model's weights is kept in the machine's memory, where its own cpuOffloadGB is not given.",
+    )  # fmt: skip
+    gpu_budget: GpuBudget = _setting(
+        "", "GPU_BUDGET", "Models", "a number of GPUs, or POOL=NUMBER with commas between them, such as a100=8,l4=4",
+        "How many GPUs the awake models may have together. One that does not fit waits for the one that has been idle "
+        "for longest to be put to sleep, never for a busy one. Not set: as many as there are.",
+    )  # fmt: skip
+    min_residency: Duration = _setting(
+        timedelta(seconds=60), "MIN_RESIDENCY", "Models", _ANY_DURATION,
+        "How long a model stays awake, from when it is ready, before another one of its group takes its place. A "
+        "minute keeps two clients that take turns from spending it all on loading.",
+    )  # fmt: skip
+    max_switch_wait: Duration = _setting(
+        timedelta(minutes=5), "MAX_SWITCH_WAIT", "Models", _ANY_DURATION,
+        "How long requests for a model wait while another one of its group is in use, before that one takes no new "
+        "requests; those that it has begun are never cut.",
+    )  # fmt: skip
+    gpu_stats_url: str | None = _setting(
+        None, "GPU_STATS_URL", "Models", "an http or https URL",
+        "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
     )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(
         timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,

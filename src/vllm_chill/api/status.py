@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
 from vllm_chill.core.lifecycle import next_deadline
 from vllm_chill.core.starts import Starts
-from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Phase, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Phase, Queued, Ready, Target, Unknown, Waking
 
-PhaseName = Literal["unknown", "asleep", "waking", "ready", "draining", "failed"]
+PhaseName = Literal["unknown", "asleep", "queued", "waking", "ready", "draining", "failed"]
 OutcomeName = Literal["ready", "failed", "stopped"]
 
 
@@ -67,7 +67,7 @@ class TargetStatus(BaseModel):
     sleeps_in_seconds: float | None = None
     """When it will be put to sleep if nobody uses it."""
     cause: str | None = None
-    """Why it failed, drains, or is not known."""
+    """Why it failed, drains, is not woken yet, or is not known."""
     start: StartStatus | None = None
     """The cold start under way."""
     last_start: PastStartStatus | None = None
@@ -137,6 +137,8 @@ def _cause(target: Target) -> str | None:
     match target.phase:
         case Failed(cause=cause) | Unknown(cause=cause):
             return cause
+        case Queued():
+            return target.held_back
         case Waking(trouble=trouble):
             return trouble
         case Draining(reason=reason):
@@ -148,6 +150,7 @@ def _cause(target: Target) -> str | None:
 _NAMES: dict[type, PhaseName] = {
     Unknown: "unknown",
     Asleep: "asleep",
+    Queued: "queued",
     Waking: "waking",
     Ready: "ready",
     Draining: "draining",

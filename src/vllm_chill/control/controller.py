@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
+    HeldBack,
     Left,
     Lost,
     Observed,
@@ -32,6 +33,7 @@ from vllm_chill.core.events import (
     StopAsked,
     Tick,
     WakeAsked,
+    WayGiven,
 )
 from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
 from vllm_chill.core.target import (
@@ -41,18 +43,31 @@ from vllm_chill.core.target import (
     Limits,
     Observation,
     Phase,
+    Queued,
+    Ready,
+    SleepReason,
     Target,
     TargetRef,
     Unknown,
     Waking,
 )
-from vllm_chill.errors import BackendError, BackendRefused, HoldExpired, TargetUnknown, TooManyWaiting, WakeFailed
+from vllm_chill.errors import (
+    AnswerableError,
+    BackendError,
+    BackendRefused,
+    HoldExpired,
+    ModelNotFound,
+    TargetUnknown,
+    TooManyWaiting,
+    WakeFailed,
+)
 from vllm_chill.ports import ClusterBackend, Recorder
 
 _RETRY_FIRST_SECONDS = 0.5
 _RETRY_MOST_SECONDS = 15.0
 _RETRY_AFTER_HOLD_SECONDS = 10
 _POSITIONS_SECONDS = 1.0
+_REPLACEMENT, _RETIREMENT = "replacement", "retirement"
 _AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
 
@@ -125,6 +140,12 @@ class ScaleController:
         self._positions: dict[Ticket, int] = {}
         self._positions_at = -math.inf
         self._watchers: set[asyncio.Future[None]] = set()
+        self._holders_back: dict[str, str] = {}
+        self._retired: ModelNotFound | None = None
+        self._still: set[asyncio.Future[None]] = set()
+        self.on_change: Callable[[], None] | None = None
+        """Called when its phase, or what is seen of it, has changed; and when it is unused, if that is `awaited`."""
+        self.awaited = False
         self._write_wanted = asyncio.Event()
 
     @property
@@ -136,6 +157,12 @@ class ScaleController:
     def limits(self) -> Limits:
         """What bounds the target's life."""
         return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        _wake_all(self._watchers)  # the watchdog counts anew
+        self.tick()
 
     @property
     def synced(self) -> bool:
@@ -163,7 +190,7 @@ class ScaleController:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._backend.watch(self._target.ref, self))
             tasks.create_task(self._actuate())
-            tasks.create_task(keep_time(self, review_seconds=self._limits.idle_seconds))
+            tasks.create_task(keep_time(self))
 
     # What the backend tells (ports.Observer), and the clock.
 
@@ -184,6 +211,11 @@ class ScaleController:
     def tick(self) -> None:
         """Take that time has passed."""
         self._apply(Tick())
+
+    @property
+    def review_seconds(self) -> float:
+        """The shortest time in which it can come to have a deadline that is due, while its phase stays the same."""
+        return self._limits.idle_seconds
 
     @property
     def deadline(self) -> float | None:
@@ -224,8 +256,10 @@ class ScaleController:
         """A lease, held back until the target is ready and has room, in the order of `core.admission`.
 
         Raises HoldExpired after `hold_seconds`, WakeFailed when waiting is of no use, TargetUnknown while the backend
-        cannot tell the target's state, and TooManyWaiting if no more callers may wait.
+        cannot tell the target's state, TooManyWaiting if no more callers may wait, and ModelNotFound if it is retired.
         """
+        if self._retired is not None:
+            raise self._retired
         if self.full:
             raise self.too_many()
         ticket = ticket or Ticket()
@@ -291,6 +325,73 @@ class ScaleController:
             await self._turn(self._watchers)
         return self._target.phase
 
+    # What others that want its GPUs ask for, and who makes its workload.
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody waits for it and nobody has a lease."""
+        return not self._target.waiting and not self._target.in_flight
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything of it is there, or is about to be: its GPUs are not free."""
+        seen = self._target.observed
+        return (
+            isinstance(self._target.phase, Waking | Ready)
+            or bool(self._target.sent)
+            or (seen is not None and bool(seen.replicas or seen.live or seen.terminating))
+        )
+
+    def hold_back(self, by: str, cause: str) -> None:
+        """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause without a full stop."""
+        self._holders_back[by] = cause
+        self._hold_back()
+
+    def let_go(self, by: str) -> None:
+        """No longer keep it from being woken."""
+        if self._holders_back.pop(by, None) is not None:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        cause = next(iter(self._holders_back.values()), None)
+        if cause != self._target.held_back:
+            self._apply(HeldBack(cause))
+
+    def give_way(self, reason: SleepReason) -> None:
+        """Put it to sleep once its leases have ended; who comes meanwhile waits."""
+        self._apply(WayGiven(reason))
+
+    async def replaced(self, write: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
+        """Have `write` change what a start runs, while nothing runs; it is woken again if it was awake.
+
+        That is at once if it sleeps or is still waking, else as soon as nobody uses it; with `at_once` nobody is let in
+        any more meanwhile. Raises what `write` raises.
+        """
+        self.hold_back(_REPLACEMENT, "what it runs is being changed")
+        woken = False
+        try:
+            while self.runs:
+                if isinstance(self._target.phase, Waking | Ready) and (
+                    at_once or self.unused or isinstance(self._target.phase, Waking)
+                ):
+                    woken = True
+                    self.give_way(SleepReason.REPLACED)
+                await self._turn(self._still)
+            await write()
+        finally:
+            self.let_go(_REPLACEMENT)
+        if woken:
+            self._apply(WakeAsked())
+
+    def retire(self, cause: str) -> None:
+        """Its model is gone for good: nobody is let in, who waits is told `cause`, and it sleeps once its leases have
+        ended.
+        """
+        self._retired = ModelNotFound(cause)
+        self.hold_back(_RETIREMENT, "its model is gone")
+        self._serve_soon()
+        self.give_way(SleepReason.RETIRED)
+
     async def changed(self, within_seconds: float) -> None:
         """Return when the phase has changed, or after that long."""
         try:
@@ -305,15 +406,14 @@ class ScaleController:
         for _ in range(_AT_ONCE):
             if not self._room:
                 return
+            if self._retired is not None:
+                self._refuse_next(self._retired)
+                continue
             match admits(self._target, self._clock()):
                 case Wait():
                     return
                 case Refuse() as refuse:
-                    ticket = self._room.next()
-                    assert ticket is not None
-                    self._apply(Left())
-                    if not ticket.lease.done():
-                        ticket.lease.set_exception(self._refusal(refuse))
+                    self._refuse_next(self._refusal(refuse))
                 case Serve(endpoints):
                     endpoint = self._seats.take(endpoints)
                     if endpoint is None:
@@ -328,6 +428,13 @@ class ScaleController:
                         ticket.lease.set_result(lease)
         self._serve_soon()
 
+    def _refuse_next(self, refusal: AnswerableError) -> None:
+        ticket = self._room.next()
+        assert ticket is not None
+        self._apply(Left())
+        if not ticket.lease.done():
+            ticket.lease.set_exception(refusal)
+
     def _serve_soon(self) -> None:
         if self._room and self._serving is None:
             self._serving = asyncio.get_running_loop().call_soon(self._serve_waiting)
@@ -340,6 +447,8 @@ class ScaleController:
             self._serve_soon()
         else:
             self._target = released
+            if (self.awaited or self._still) and not released.in_flight:
+                self._tell_change()
 
     # Errors, in words.
 
@@ -363,6 +472,8 @@ class ScaleController:
             case Waking(since=since, trouble=trouble):
                 state = f"still waking after {self._clock() - since:.0f} s"
                 why = f", and the last trouble was: {trouble}" if trouble else ""
+            case Queued(since=since):
+                state, why = f"still queued after {self._clock() - since:.0f} s", f": {self._target.held_back}"
             case phase:
                 state, why = type(phase).__name__.lower(), ""
         message = (
@@ -380,8 +491,16 @@ class ScaleController:
             self._phase_changed(before, after, now)
         elif after.observed is not before.observed:
             self._serve_soon()  # a replica may have come, and with it room
+        if after.phase is not before.phase or after.observed is not before.observed:
+            self._tell_change()
         if self._wanted() is not None:
             self._write_wanted.set()
+
+    def _tell_change(self) -> None:
+        if self._still:
+            _wake_all(self._still)
+        if self.on_change is not None:
+            self.on_change()
 
     def _phase_changed(self, before: Target, after: Target, now: float) -> None:
         if type(after.phase) is not type(before.phase):

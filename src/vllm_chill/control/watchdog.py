@@ -10,6 +10,8 @@ class Timed(Protocol):
 
     @property
     def deadline(self) -> float | None: ...
+    @property
+    def review_seconds(self) -> float: ...
     def now(self) -> float: ...
     def tick(self) -> None: ...
     async def changed(self, within_seconds: float) -> None: ...
@@ -18,16 +20,16 @@ class Timed(Protocol):
 _LONGEST_SLEEP_SECONDS = 3600.0
 
 
-async def keep_time(target: Timed, review_seconds: float) -> None:
+async def keep_time(target: Timed) -> None:
     """Tick at each deadline of `target`, until cancelled.
 
-    `review_seconds` is the shortest time in which a target without a deadline can come to have one that is due
+    Its `review_seconds` is the shortest time in which a target without a deadline can come to have one that is due
     while its phase stays the same: a target in use becomes idle no sooner than its idle timeout from now. So
     no request has to tell the watchdog anything.
     """
     while True:
         deadline = target.deadline
-        wait = review_seconds if deadline is None else deadline - target.now()
+        wait = target.review_seconds if deadline is None else deadline - target.now()
         if wait > 0:
             await target.changed(within_seconds=min(wait, _LONGEST_SLEEP_SECONDS))
         if target.deadline is not None:

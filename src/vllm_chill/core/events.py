@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_chill.core.target import Observation
+from vllm_chill.core.target import Observation, SleepReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,20 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class WayGiven:
+    """It is to sleep as soon as its leases have ended, for something else than an operator's wish."""
+
+    reason: SleepReason
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """It may not be woken from now on, for this cause; None: it may again. What runs goes on."""
+
+    cause: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -88,6 +102,8 @@ Event = (
     | Lost
     | WakeAsked
     | StopAsked
+    | WayGiven
+    | HeldBack
     | Tick
     | ScaleStarted
     | Scaled

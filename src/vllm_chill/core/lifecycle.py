@@ -7,12 +7,14 @@ settle. Nothing is remembered outside the value, and acting on it twice is harml
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
+    HeldBack,
     Left,
     Lost,
     Observed,
@@ -23,6 +25,7 @@ from vllm_chill.core.events import (
     StopAsked,
     Tick,
     WakeAsked,
+    WayGiven,
 )
 from vllm_chill.core.target import (
     Asleep,
@@ -32,6 +35,7 @@ from vllm_chill.core.target import (
     Limits,
     Observation,
     Phase,
+    Queued,
     Ready,
     SleepReason,
     Target,
@@ -91,15 +95,17 @@ def desired_replicas(target: Target) -> int | None:
             return max(1, seen)
         case Draining() | Failed():
             return None if target.in_flight else 0
-        case Asleep():
+        case Asleep() | Queued():
             return 0
 
 
 def next_deadline(target: Target, limits: Limits) -> float | None:
     """When a Tick will change the target if nothing else happens before; None if it never will."""
     match target.phase:
-        case Ready(idle_since=idle_since) if _unused(target):
+        case Ready(idle_since=idle_since) if _unused(target) and limits.idle_seconds < math.inf:
             return idle_since + limits.idle_seconds
+        case Failed(retry_at=retry_at, confirmed=True) if limits.always_on:
+            return retry_at
         case Waking(since=since):
             return since + limits.start_seconds
         case _:
@@ -133,6 +139,10 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
             return _wake_asked(target, now)
         case StopAsked():
             return _stop_asked(target, now)
+        case WayGiven(reason):
+            return _way_given(target, reason, now)
+        case HeldBack(cause):
+            return replace(target, held_back=cause)
         case Tick():
             return _ticked(target, now, limits)
         case ScaleStarted(replicas):
@@ -169,6 +179,8 @@ def _granted(target: Target) -> Target:
 
 
 def _left(target: Target, now: float, limits: Limits) -> Target:
+    if isinstance(target.phase, Queued) and target.phase.for_callers and not target.waiting:
+        return replace(target, phase=Asleep(now))  # what has not begun costs nothing to give up
     abandoned = isinstance(target.phase, Waking) and target.phase.for_callers and not target.waiting
     if abandoned and not limits.keep_abandoned:
         return replace(target, phase=Draining(now, SleepReason.ABANDONED, confirmed=False))
@@ -191,10 +203,20 @@ def _wake_asked(target: Target, now: float) -> Target:
             return _wake(target, now)
         case Draining() as draining:
             return replace(target, phase=replace(draining, wake_again=True))
-        case Waking() as waking:
-            return replace(target, phase=replace(waking, for_callers=False))
+        case (Queued() | Waking()) as coming:
+            return replace(target, phase=replace(coming, for_callers=False))
         case _:
             return _idle_from(target, now)
+
+
+def _way_given(target: Target, reason: SleepReason, now: float) -> Target:
+    match target.phase:
+        case Ready() | Waking():
+            return replace(target, phase=Draining(now, reason, confirmed=False))
+        case Draining() as draining if draining.reason in _PUT_OFF:
+            return replace(target, phase=replace(draining, reason=reason))
+        case _:
+            return target
 
 
 def _stop_asked(target: Target, now: float) -> Target:
@@ -203,8 +225,10 @@ def _stop_asked(target: Target, now: float) -> Target:
             return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
         case Draining() as draining:
             return replace(target, phase=replace(draining, reason=SleepReason.STOPPED, wake_again=False))
-        case Waking() if target.waiting:
+        case Queued() | Waking() if target.waiting:
             return _fail(target, "it was stopped by an operator while it was waking", now, now)
+        case Queued():
+            return replace(target, phase=Asleep(now))
         case Waking():
             return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
         case _:
@@ -222,6 +246,8 @@ def _ticked(target: Target, now: float, limits: Limits) -> Target:
             why = f"; the last trouble was: {trouble}" if trouble else ""
             cause = f"it was not ready {_seconds(limits.start_seconds)} after it was started{why}"
             return _fail_wake(target, cause, now, limits)
+        case Failed():
+            return _wake(target, now)
         case _:
             return target
 
@@ -253,7 +279,10 @@ def _scale_failed(target: Target, event: ScaleFailed, now: float, limits: Limits
 def _wake(target: Target, now: float, *, for_callers: bool = False) -> Target:
     # What failed before belongs to the start before.
     seen = replace(target.observed, failure=None) if target.observed is not None else None
-    return replace(target, phase=Waking(now, confirmed=False, for_callers=for_callers), observed=seen)
+    phase: Phase = Waking(now, confirmed=False, for_callers=for_callers)
+    if target.held_back is not None:
+        phase = Queued(now, for_callers)
+    return replace(target, phase=phase, observed=seen)
 
 
 def _fail(target: Target, cause: str, now: float, retry_at: float) -> Target:
@@ -278,7 +307,9 @@ def _settle_once(target: Target, now: float, limits: Limits) -> Target:
         case Unknown():
             return _first_seen(target, target.observed, now)
         case Asleep():
-            return _settle_asleep(target, target.observed, now)
+            return _settle_asleep(target, target.observed, now, limits)
+        case Queued() as phase:
+            return _settle_queued(target, phase, target.observed, now)
         case Waking() as phase:
             return _settle_waking(target, phase, target.observed, now, limits)
         case Ready():
@@ -306,10 +337,18 @@ def _first_seen(target: Target, seen: Observation, now: float) -> Target:
     return _to(target, Asleep(now))
 
 
-def _settle_asleep(target: Target, seen: Observation, now: float) -> Target:
+def _settle_asleep(target: Target, seen: Observation, now: float, limits: Limits) -> Target:
     if seen.replicas:
         return _to(target, Waking(now, confirmed=True))
+    if limits.always_on and target.held_back is None:
+        return _wake(target, now)
     return _wake(target, now, for_callers=True) if target.waiting else target
+
+
+def _settle_queued(target: Target, phase: Queued, seen: Observation, now: float) -> Target:
+    if seen.replicas:
+        return _to(target, Waking(now, confirmed=True))
+    return _wake(target, now, for_callers=phase.for_callers) if target.held_back is None else target
 
 
 def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float, limits: Limits) -> Target:

@@ -6,7 +6,19 @@ from dataclasses import dataclass, field, replace
 
 from vllm_chill.core.cold_start import ColdStart, Outcome, describe, with_position
 from vllm_chill.core.past_starts import PastStarts
-from vllm_chill.core.target import Asleep, Draining, Failed, Phase, Progress, Ready, Stage, Target, Unknown, Waking
+from vllm_chill.core.target import (
+    Asleep,
+    Draining,
+    Failed,
+    Phase,
+    Progress,
+    Queued,
+    Ready,
+    Stage,
+    Target,
+    Unknown,
+    Waking,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +46,12 @@ class Starts:
         """The seconds for the Retry-After of whoever is not held: 1 to 600."""
         return self.past.retry_after(self.current, now)
 
-    def describe(self, now: float, position: int | None = None) -> str:
-        """What a caller waits for, in one short line; `position` is its place among those that wait, from 1."""
+    def describe(self, now: float, position: int | None = None, held_back: str | None = None) -> str:
+        """What a caller waits for, in one short line; `position` is its place among those that wait, from 1, and
+        `held_back` why the target may not be woken now.
+        """
         if self.current is None or self.current.is_ready:
-            return with_position(_without_start(self.phase), position)
+            return with_position(_without_start(self.phase, held_back), position)
         return describe(self.current, now, self.eta(now), position)
 
     def changed(self, before: Target, after: Target, now: float) -> Starts:
@@ -46,7 +60,7 @@ class Starts:
         match after.phase:
             case Waking(confirmed=confirmed):
                 # What was asleep is seen from its first replica on, whoever asked for that.
-                whole = not confirmed or isinstance(before.phase, Asleep)
+                whole = not confirmed or isinstance(before.phase, (Asleep, Queued))
                 begun = replace(told._closed(after, now), current=ColdStart.begun(now, whole=whole))
                 return begun.progressed(_progress(after), now) if confirmed else begun
             case Ready() if self.current is not None:
@@ -101,8 +115,10 @@ def _progress(target: Target) -> Progress | None:
     return None if target.observed is None else target.observed.progress
 
 
-def _without_start(phase: Phase) -> str:
+def _without_start(phase: Phase, held_back: str | None) -> str:
     match phase:
+        case Queued() if held_back is not None:
+            return f"queued: {held_back}"
         case Unknown():
             return "waiting: how the target is, is not known yet"
         case Draining():

@@ -80,8 +80,9 @@ def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[Pod
     pods = tuple(sorted(pods, key=lambda pod: (pod.created, pod.name)))
     live = tuple(pod for pod in pods if is_live(pod))
     members = tuple(Replica(pod.name, pod.endpoint, is_ready(pod), progress(pod), pod.restarts) for pod in live)
+    terminating = sum(pod.terminating and not pod.ended for pod in pods)
     if workload.replicas == 0:
-        return Observation(0, len(live), members=members)
+        return Observation(0, len(live), members=members, terminating=terminating)
     furthest = max((member.progress for member in members), key=lambda at: at.stage, default=None)
     serving = frozenset(member.name for member in members if member.ready)
     return Observation(
@@ -92,6 +93,7 @@ def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[Pod
         serving=serving,
         members=members,
         progress=furthest or Progress(Stage.REQUESTED, _short(workload.refused or "")),
+        terminating=terminating,
     )
 
 

@@ -84,7 +84,8 @@ class Observation:
     terminating; `endpoints` where requests can go now, empty while nothing is ready. `failure` says why the
     target will not become ready by waiting, and is None while it may. `serving` names the ready replicas, which
     may be several behind one endpoint. `members` are the replicas one by one, where the backend knows them;
-    `progress` is how far the start is of the one that is farthest, None when nothing starts.
+    `progress` is how far the start is of the one that is farthest, None when nothing starts. `terminating` counts the
+    replicas that are on their way out: they have their GPUs until they are gone.
     """
 
     replicas: int
@@ -94,6 +95,7 @@ class Observation:
     serving: frozenset[str] = frozenset()
     members: tuple[Replica, ...] = ()
     progress: Progress | None = None
+    terminating: int = 0
 
     def departed_from(self, before: Observation) -> tuple[Endpoint, ...]:
         """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it.
@@ -124,6 +126,9 @@ class SleepReason(enum.Enum):
     STOPPED = "stopped"
     ELSEWHERE = "scaled to 0 by someone else"
     ABANDONED = "nobody waited for it any more"
+    SWITCHED = "another model takes its GPUs"
+    REPLACED = "it starts again as its model now has it"
+    RETIRED = "its model is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,14 @@ class Asleep:
     """No replicas, nobody waits."""
 
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """It is wanted, and held back: no replicas until that ends. `for_callers` as in Waking."""
+
+    since: float
+    for_callers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +203,14 @@ class Failed:
     confirmed: bool
 
 
-Phase = Unknown | Asleep | Waking | Ready | Draining | Failed
+Phase = Unknown | Asleep | Queued | Waking | Ready | Draining | Failed
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What bounds a target's life, in seconds.
 
+    `idle_seconds` of infinity: it is never put to sleep for being idle. `always_on`: it is woken without a caller.
     `keep_abandoned`: a wake goes on although the last caller that waited for it has left.
     `retry_first_seconds` and `retry_most_seconds` are the back-off between failed wakes: the first pause, and the
     bound that doubling stops at.
@@ -207,6 +221,7 @@ class Limits:
     retry_first_seconds: float = 5.0
     retry_most_seconds: float = 300.0
     keep_abandoned: bool = True
+    always_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +229,8 @@ class Target:
     """One scale target, whole.
 
     `waiting` counts callers before their lease, `in_flight` leases; `sent` is the number of replicas that the
-    backend is being told at this moment, if any; `failures` counts the failed wakes in a row.
+    backend is being told at this moment, if any; `failures` counts the failed wakes in a row. `held_back` says why it
+    may not be woken now, None if it may.
     """
 
     ref: TargetRef
@@ -224,3 +240,4 @@ class Target:
     observed: Observation | None = None
     sent: int | None = None
     failures: int = 0
+    held_back: str | None = None

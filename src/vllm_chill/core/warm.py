@@ -40,7 +40,7 @@ def _warm(target: Target) -> bool:
 
 # A frozen dataclass is slow to make (1.4 µs of a request's 20): its `__init__` sets each field by name.
 _new = object.__new__
-_set_ref, _set_phase, _set_waiting, _set_in_flight, _set_observed, _set_sent, _set_failures = (
+_set_ref, _set_phase, _set_waiting, _set_in_flight, _set_observed, _set_sent, _set_failures, _set_held = (
     Target.__dict__[field.name].__set__ for field in fields(Target)
 )
 
@@ -55,4 +55,5 @@ def _with(target: Target, phase: Phase, in_flight: int) -> Target:
     _set_observed(made, target.observed)
     _set_sent(made, target.sent)
     _set_failures(made, target.failures)
+    _set_held(made, target.held_back)
     return made

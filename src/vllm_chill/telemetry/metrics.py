@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vllm_chill.core.routing import Route
-from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, Unknown, Waking
 from vllm_chill.telemetry.request_counts import RequestCounts
 
 WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
@@ -31,7 +31,7 @@ START_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 30
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads
 
-_STATES: dict[type, int] = {Unknown: 0, Asleep: 0, Failed: 0, Waking: 1, Ready: 2, Draining: 3}
+_STATES: dict[type, int] = {Unknown: 0, Asleep: 0, Failed: 0, Queued: 0, Waking: 1, Ready: 2, Draining: 3}
 
 
 def vllm_state(target: Target) -> int:

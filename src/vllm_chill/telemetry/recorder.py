@@ -12,6 +12,7 @@ from vllm_chill.core.target import (
     Endpoint,
     Failed,
     Phase,
+    Queued,
     Ready,
     SleepReason,
     Target,
@@ -35,7 +36,7 @@ class TargetRecorder:
             fields["after_seconds"] = round(now - before.phase.since, 3)
             self._metrics.wake_duration.observe(now - before.phase.since)
         level = self._log.error if isinstance(after.phase, Failed) else self._log.info
-        level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase))
+        level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase, after.held_back))
 
     def progressed(self, target: Target, now: float) -> None:
         """Starts have a record of their own."""
@@ -66,7 +67,7 @@ def _event(before: Phase, after: Phase) -> str:
             return "found ready"
         case Unknown(), Asleep():
             return "found asleep"
-        case ((Unknown() | Asleep()), Waking(confirmed=True)):
+        case ((Unknown() | Asleep() | Queued()), Waking(confirmed=True)):
             return "found starting"
         case Ready(), Waking():
             return "no longer ready"
@@ -76,12 +77,14 @@ def _event(before: Phase, after: Phase) -> str:
             return type(after).__name__.lower()
 
 
-def _why(before: Phase, after: Phase) -> dict[str, str]:
+def _why(before: Phase, after: Phase, held_back: str | None) -> dict[str, str]:
     match after:
         case Failed(cause=cause):
             return {"cause": cause}
         case Draining(reason=reason):
             return {"reason": reason.value}
+        case Queued():
+            return {} if held_back is None else {"cause": held_back}
         case _:
             pass
     if isinstance(before, Draining) and before.reason is SleepReason.IDLE and isinstance(after, Ready):

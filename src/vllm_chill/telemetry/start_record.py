@@ -55,9 +55,9 @@ class StartRecord:
         """The seconds for the Retry-After of whoever is not held: 1 to 600."""
         return self.starts.retry_after(now)
 
-    def describe(self, now: float, position: int | None = None) -> str:
-        """What a caller waits for, in one short line; `position` is its place among those that wait, from 1."""
-        return self.starts.describe(now, position)
+    def describe(self, now: float, position: int | None = None, held_back: str | None = None) -> str:
+        """What a caller waits for, in one short line: see `Starts.describe`."""
+        return self.starts.describe(now, position, held_back)
 
     def changed(self, before: Target, after: Target, now: float) -> None:
         """Begin a start, or end it; one that became ready is learned from."""

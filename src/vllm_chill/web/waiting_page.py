@@ -28,7 +28,7 @@ from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.cold_start import about, doing, duration, time_left
 from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes
 from vllm_chill.core.starts import Starts
-from vllm_chill.core.target import Asleep, Draining, Failed, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, Unknown, Waking
 from vllm_chill.errors import TargetUnknown, WakeFailed
 from vllm_chill.telemetry.start_record import StartRecord
 
@@ -126,6 +126,9 @@ def told(target: Target, starts: Starts, now: float) -> Told:
                 f"The model sleeps, and its GPU is free. This page does not wake it by itself.{whole}",
                 action="Wake it",
             )
+        case Queued():
+            why = target.held_back or "it is its turn now"
+            return Told(name, "In line", f"{why[0].upper()}{why[1:]}.", waiting=waiting)
         case Waking(trouble=trouble):
             return _told_waking(starts, now, trouble, waiting)
         case Ready():

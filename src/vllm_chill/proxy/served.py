@@ -1,0 +1,100 @@
+"""Which target a request goes to: the one that there is, or the one of the model that it names.
+
+The rule: a name leads to one target or to an error that lists those there are; nothing is guessed. Where the proxy
+has but one target the name does not matter to it, and no request is looked into for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.core.catalogue import Catalogue, ModelEntry
+from vllm_chill.errors import BadRequest, ModelNotFound, ServiceUnavailable
+from vllm_chill.proxy.hold import Budget, HoldDesk
+from vllm_chill.telemetry.start_record import StartRecord
+
+_SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """One scale target with all that its requests meet. `entry` is its model in the catalogue; None where the proxy
+    has one target and no catalogue.
+    """
+
+    controller: ScaleController
+    desk: HoldDesk
+    starts: StartRecord
+    knowledge: ModelKnowledge
+    entry: ModelEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the API: the model's object name, else the target's."""
+        return self.entry.name if self.entry is not None else str(self.controller.target.ref)
+
+
+class Directory:
+    """The targets of one proxy. `only` is the one of a proxy without a catalogue, for all requests whatever they name.
+
+    `budget` is that of held bodies, for all targets together. `default` is the name of the model for requests that
+    name none. `trouble` says why the catalogue is not known, None once it is.
+    """
+
+    def __init__(self, budget: Budget, only: Served | None = None, *, default: str | None = None) -> None:
+        self.budget = budget
+        self.only = only
+        self.default = default
+        self.trouble: str | None = None if only is not None else "it has not been read yet"
+        self.catalogue = Catalogue()
+        self._served: dict[str, Served] = {}
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter((self.only,) if self.only is not None else tuple(self._served.values()))
+
+    def replace(self, catalogue: Catalogue, served: Sequence[Served]) -> None:
+        """Serve these from now on; requests that are under way go on with what they have."""
+        self.catalogue = catalogue
+        self._served = {one.name: one for one in served}
+        self.trouble = None
+
+    def find(self, name: str) -> Served | None:
+        """The target of a served name, an alias, an adapter or an object's own name."""
+        if self.only is not None:
+            return self.only
+        entry = self.catalogue.find(name)
+        return None if entry is None else self._served.get(entry.name)
+
+    def of_call(self, model: str | None) -> Served:
+        """The target of a request that names this model, or none.
+
+        Raises ModelNotFound; BadRequest where a model has to be named; ServiceUnavailable while the models are unknown.
+        """
+        if self.only is not None:
+            return self.only
+        name = model or self.default
+        if name is None:
+            if len(self._served) == 1:
+                return next(iter(self._served.values()))
+            self._complain_of_trouble()
+            raise BadRequest(
+                f'the request names no model; say one in "model": {self.catalogue.names or "none is known"}'
+            )
+        found = self.find(name)
+        if found is None:
+            self._complain_of_trouble()
+            raise self.not_found(name)
+        return found
+
+    def not_found(self, name: str) -> ModelNotFound:
+        """The error for a name that is nobody's."""
+        shown = name if len(name) <= _SHOWN_CHARACTERS else name[: _SHOWN_CHARACTERS - 1] + "…"
+        has = f"known: {self.catalogue.names}" if len(self.catalogue) else "none is known yet"
+        return ModelNotFound(f'The model "{shown}" does not exist; {has}.')
+
+    def _complain_of_trouble(self) -> None:
+        if self.trouble is not None:
+            raise ServiceUnavailable(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)
