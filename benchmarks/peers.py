@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ def _vllm_router(ground: Ground, port: int) -> list[str] | None:
     if program is None:
         return None
     worker = f"http://127.0.0.1:{ground.upstream}"
-    flags = ["--policy", "round_robin", "--max-concurrent-requests", "100000"]
+    with socket.socket() as found:  # its own default may be taken, and it does not start then
+        found.bind(("127.0.0.1", 0))
+        metrics_port = str(found.getsockname()[1])
+    flags = ["--policy", "round_robin", "--max-concurrent-requests", "100000", "--prometheus-port", metrics_port]
     return [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", worker, *flags]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from vllm_chill.core.events import (
     Arrived,
     Event,
     Granted,
+    HeldBack,
     Left,
     Lost,
     Observed,
@@ -21,6 +23,8 @@ from vllm_chill.core.events import (
     StopAsked,
     Tick,
     WakeAsked,
+    WakeRefused,
+    WayGiven,
 )
 from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
 from vllm_chill.core.target import (
@@ -30,6 +34,7 @@ from vllm_chill.core.target import (
     Failed,
     Limits,
     Observation,
+    Queued,
     Ready,
     SleepReason,
     Target,
@@ -265,6 +270,52 @@ class TestTransitions:
         target = life(300, Tick(), ScaleStarted(0), WakeAsked(), Observed(NONE), Scaled(0), start=AWAKE)
         assert isinstance(target.phase, Waking)
 
+    def test_what_is_held_back_wants_no_replica_and_its_callers_wait(self) -> None:
+        target = life(HeldBack("llama has its GPUs"), Arrived(), start=ASLEEP)
+        assert target.phase == Queued(0, for_callers=True)
+        assert admits(target, 0) == Wait()
+        assert desired_replicas(target) == 0
+        assert next_deadline(target, LIMITS) is None
+
+    def test_what_is_let_go_is_woken_and_its_start_counts_from_then(self) -> None:
+        target = life(HeldBack("llama has its GPUs"), Arrived(), 900, HeldBack(None), start=ASLEEP)
+        assert target.phase == Waking(900, confirmed=False, for_callers=True)
+
+    def test_what_nobody_waits_for_any_more_gives_up_its_place(self) -> None:
+        assert isinstance(life(HeldBack("x"), Arrived(), Left(), start=ASLEEP).phase, Asleep)
+        assert isinstance(life(HeldBack("x"), WakeAsked(), Arrived(), Left(), start=ASLEEP).phase, Queued)
+
+    def test_what_runs_goes_on_though_it_is_held_back(self) -> None:
+        assert isinstance(life(HeldBack("x"), Arrived(), Granted(), Released(), start=AWAKE).phase, Ready)
+        assert isinstance(life(HeldBack("x"), Observed(READY), start=WOKEN).phase, Ready)
+
+    def test_scaled_up_by_someone_else_it_is_adopted_though_it_is_held_back(self) -> None:
+        target = life(HeldBack("x"), Arrived(), Observed(STARTING), start=ASLEEP)
+        assert target.phase == Waking(0, confirmed=True)
+
+    def test_who_gives_way_lets_its_leases_end_and_queues_for_those_who_came_meanwhile(self) -> None:
+        target = life(HeldBack("x"), Arrived(), Granted(), WayGiven(SleepReason.SWITCHED), Arrived(), start=AWAKE)
+        assert target.phase == Draining(0, SleepReason.SWITCHED, confirmed=False)
+        assert desired_replicas(target) is None
+        target = life(Released(), ScaleStarted(0), Observed(NONE), Scaled(0), start=target)
+        assert isinstance(target.phase, Queued)
+
+    def test_who_never_gets_a_turn_is_told_why(self) -> None:
+        target = life(HeldBack("x"), Arrived(), WakeRefused("it needs 8 GPUs"), start=ASLEEP)
+        assert admits(target, 0) == Refuse("it needs 8 GPUs", 5)
+
+    def test_what_is_always_on_needs_no_caller_and_never_idles(self) -> None:
+        limits = Limits(math.inf, 1800, always_on=True)
+        target = step(Target(REF), Observed(NONE), 0, limits)
+        assert isinstance(target.phase, Waking)
+        target = step(target, Observed(READY), 0, limits)
+        assert next_deadline(target, limits) is None
+        failed = step(target, Observed(DEAD), 0, limits)
+        assert isinstance(failed.phase, Failed)
+        due = next_deadline(failed, limits)
+        assert due is not None
+        assert isinstance(step(failed, Tick(), due, limits).phase, Waking)
+
     @pytest.mark.parametrize(
         ("target", "event"),
         [
@@ -305,7 +356,21 @@ class Life(RuleBasedStateMachine):
         self.now += seconds
         self.apply(Tick())
 
-    @rule(event=st.sampled_from([Arrived(), WakeAsked(), StopAsked(), Tick(), Lost("away")]))
+    @rule(
+        event=st.sampled_from(
+            [
+                Arrived(),
+                WakeAsked(),
+                StopAsked(),
+                Tick(),
+                Lost("away"),
+                WayGiven(SleepReason.SWITCHED),
+                HeldBack("another has its GPUs"),
+                HeldBack(None),
+                WakeRefused("it never fits"),
+            ]
+        )
+    )
     def something_happens(self, event: Event) -> None:
         self.apply(event)
 
@@ -392,6 +457,18 @@ class LifeOfTheAbandoned(Life):
         assert not (isinstance(phase, Waking) and phase.for_callers and not self.target.waiting)
 
 
+class LifeOfTheAlwaysOn(Life):
+    """The same, of a target that is to be awake whoever asks."""
+
+    limits = Limits(math.inf, 1800, always_on=True)
+
+    @invariant()
+    def it_never_just_sleeps(self) -> None:
+        assert not isinstance(self.target.phase, Asleep)
+
+
+LifeOfTheAlwaysOn.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLifeOfTheAlwaysOn = LifeOfTheAlwaysOn.TestCase
 LifeOfTheAbandoned.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLifeOfTheAbandoned = LifeOfTheAbandoned.TestCase
 Life.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -149,12 +149,15 @@ def summary(seen: Observation) -> Observation:
         pytest.param(
             ONE,
             (pod(name="old", ready=True, terminating=True),),
-            Observation(1, 0),
+            Observation(1, 0, terminating=1),
             id="only a terminating pod is ready",
         ),
         pytest.param(WorkloadFacts(0), (STUCK,), Observation(0, 1), id="a failure of what is no longer asked for"),
         pytest.param(
-            ONE, (pod(waiting("ImagePullBackOff"), terminating=True),), Observation(1, 0), id="a failure on its way out"
+            ONE,
+            (pod(waiting("ImagePullBackOff"), terminating=True),),
+            Observation(1, 0, terminating=1),
+            id="a failure on its way out",
         ),
         pytest.param(
             ONE,
@@ -168,7 +171,7 @@ def summary(seen: Observation) -> Observation:
         pytest.param(
             WorkloadFacts(1, "pods is forbidden: exceeded quota"),
             (pod(terminating=True),),
-            Observation(1, 0),
+            Observation(1, 0, terminating=1),
             id="a quota that the pod before still holds",
         ),
     ],

@@ -100,6 +100,6 @@ def test_a_release_without_a_lease_takes_the_long_way_which_says_so() -> None:
 
 def test_it_makes_whole_targets() -> None:
     assert [field.name for field in fields(Target)] == [
-        *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures"],
+        *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures", "held_back"],
     ]
     assert warm.leased(replace(READY, sent=2, failures=3)) == replace(READY, in_flight=1, sent=2, failures=3)

@@ -106,9 +106,9 @@ def test_the_context_leaves_out(path: str) -> None:
 
 
 def test_the_context_leaves_out_what_python_left_behind() -> None:
-    assert CONTEXT.holds("src/vllm_chill/app.py")
+    assert CONTEXT.holds("src/vllm_chill/app/serve.py")
     assert not CONTEXT.holds("src/vllm_chill/__pycache__/app.cpython-313.pyc")
-    assert not CONTEXT.holds("src/vllm_chill/app.pyc")
+    assert not CONTEXT.holds("src/vllm_chill/app/serve.pyc")
 
 
 def test_every_file_that_is_copied_is_in_the_context() -> None:

@@ -33,6 +33,7 @@ from vllm_chill.core.events import (
     StopAsked,
     Tick,
     WakeAsked,
+    WakeRefused,
     WayGiven,
 )
 from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
@@ -343,7 +344,7 @@ class ScaleController:
         )
 
     def hold_back(self, by: str, cause: str) -> None:
-        """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause without a full stop."""
+        """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause."""
         self._holders_back[by] = cause
         self._hold_back()
 
@@ -356,6 +357,10 @@ class ScaleController:
         cause = next(iter(self._holders_back.values()), None)
         if cause != self._target.held_back:
             self._apply(HeldBack(cause))
+
+    def refuse_wake(self, cause: str) -> None:
+        """Tell those who wait while it is held back that it will never be let go; `cause` as for `hold_back`."""
+        self._apply(WakeRefused(cause))
 
     def give_way(self, reason: SleepReason) -> None:
         """Put it to sleep once its leases have ended; who comes meanwhile waits."""

@@ -66,6 +66,13 @@ class HeldBack:
 
 
 @dataclass(frozen=True, slots=True)
+class WakeRefused:
+    """It waits for its turn, and will never have one, for this cause."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -104,6 +111,7 @@ Event = (
     | StopAsked
     | WayGiven
     | HeldBack
+    | WakeRefused
     | Tick
     | ScaleStarted
     | Scaled

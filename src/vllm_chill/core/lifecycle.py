@@ -25,6 +25,7 @@ from vllm_chill.core.events import (
     StopAsked,
     Tick,
     WakeAsked,
+    WakeRefused,
     WayGiven,
 )
 from vllm_chill.core.target import (
@@ -93,9 +94,9 @@ def desired_replicas(target: Target) -> int | None:
             return None
         case Waking() | Ready():
             return max(1, seen)
-        case Draining() | Failed():
+        case Draining() | Failed() | Queued():
             return None if target.in_flight else 0
-        case Asleep() | Queued():
+        case Asleep():
             return 0
 
 
@@ -143,6 +144,8 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
             return _way_given(target, reason, now)
         case HeldBack(cause):
             return replace(target, held_back=cause)
+        case WakeRefused(cause):
+            return _fail_wake(target, cause, now, limits) if isinstance(target.phase, Queued) else target
         case Tick():
             return _ticked(target, now, limits)
         case ScaleStarted(replicas):
@@ -340,7 +343,7 @@ def _first_seen(target: Target, seen: Observation, now: float) -> Target:
 def _settle_asleep(target: Target, seen: Observation, now: float, limits: Limits) -> Target:
     if seen.replicas:
         return _to(target, Waking(now, confirmed=True))
-    if limits.always_on and target.held_back is None:
+    if limits.always_on:
         return _wake(target, now)
     return _wake(target, now, for_callers=True) if target.waiting else target
 

@@ -1,4 +1,4 @@
-"""The whole program put together: settings in, a running proxy out."""
+"""A running proxy, from its settings to its orderly end."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.app.plan import Plan
+from vllm_chill.app.world import open_world
 from vllm_chill.control.collector import collect_at_leisure
-from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.prober import Probing, ProbingBackend
 from vllm_chill.core.models import check_model
-from vllm_chill.core.routing import Routes, parse_wake_paths
-from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Target
 from vllm_chill.errors import SettingError
-from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
-from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
+from vllm_chill.ports import Recorder
+from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import HoldDesk
-from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
+from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.probe import Prober
-from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
@@ -39,91 +37,6 @@ from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `serve` is asked to do, checked as a whole: settings that fit one another, and the command if any."""
-
-    settings: Settings
-    command: tuple[str, ...] = ()
-    name: str = ""
-    """What the command is called; its own name if not given."""
-
-    def __post_init__(self) -> None:
-        if self.settings.backend == "kubernetes" and self.command:
-            raise SettingError(
-                f"a command is given ({self.command[0]} ...), but --backend is kubernetes; "
-                "add --backend process to run it"
-            )
-        if self.settings.backend == "process" and not self.command:
-            raise SettingError(
-                "--backend process needs the command to run; give it after --, as in: "
-                "vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}"
-            )
-        if self.settings.backend == "process" and self.settings.readiness == "kubernetes":
-            raise SettingError(
-                "--readiness kubernetes waits for a pod's Ready condition, and with --backend process there is no pod; "
-                "leave it out, and the command is asked by itself"
-            )
-        if self.settings.backend == "process" and self.settings.route == "service":
-            raise SettingError(
-                "--route service sends requests to a Service, and with --backend process there is none; leave it out"
-            )
-
-    @property
-    def ref(self) -> TargetRef:
-        """The target's name."""
-        if self.settings.backend == "process":
-            return TargetRef("process", self.name or self.command[0].rpartition("/")[2])
-        return TargetRef(self.settings.namespace, self.settings.deployment)
-
-    @property
-    def routes(self) -> Routes:
-        """Which requests wake the target."""
-        return Routes(parse_wake_paths(self.settings.wake_paths))
-
-    @property
-    def direct(self) -> bool:
-        """Whether requests go to the replicas' own addresses, and not to a Service or whatever stands in its place."""
-        settings = self.settings
-        if settings.backend == "process":
-            return True
-        if "route" in settings.model_fields_set:
-            return settings.route == "pod"
-        return is_service_of(settings.namespace, settings.target_host)
-
-    @property
-    def limits(self) -> Limits:
-        """What bounds the target's life."""
-        return Limits(
-            self.settings.idle_timeout.total_seconds(),
-            self.settings.start_timeout.total_seconds(),
-            keep_abandoned=self.settings.wake_abandoned == "keep",
-        )
-
-    @property
-    def bounds(self) -> Bounds:
-        """How many may wait, and how many a replica has at a time."""
-        return Bounds(self.settings.max_waiting, self.settings.max_in_flight or None)
-
-    @property
-    def options(self) -> ProxyOptions:
-        """How requests are proxied."""
-        s = self.settings
-        return ProxyOptions(
-            hold=HoldOptions(
-                seconds=s.wake_timeout.total_seconds(),
-                beat_after_seconds=s.hold_heartbeat_after.total_seconds(),
-                beat_seconds=s.hold_heartbeat.total_seconds(),
-                json=JsonHold(s.hold_json),
-                body_budget=s.hold_body_budget,
-                key_field=s.fairness_header,
-                priority_keys=frozenset(key.strip() for key in s.priority_keys.split(",") if key.strip()),
-            ),
-            replay_bytes=s.replay_limit,
-            timeouts=RelayTimeouts(s.connect_timeout.total_seconds(), s.response_timeout.total_seconds()),
-        )
 
 
 class Record:
@@ -174,73 +87,6 @@ def hold_desk(
         check=lambda call: check_model(call, knowledge.models),
         answered=answered,
     )
-
-
-def is_service_of(namespace: str, host: str) -> bool:
-    """Whether a host is named as a Service of the namespace is: its name, NAME.NAMESPACE, NAME.NAMESPACE.svc[.DOMAIN].
-
-    The name alone cannot be an IPv4 address or a name of another domain, as those have dots.
-    """
-    match host.lower().rstrip(".").split("."):
-        case [name]:
-            return ":" not in name
-        case [_, of, *rest]:
-            return of == namespace and (not rest or rest[0] == "svc")
-        case _:
-            return False
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs."""
-
-    backend: ClusterBackend
-    history: StartHistory | None
-    served: Served
-
-
-@contextlib.asynccontextmanager
-async def open_world(plan: Plan) -> AsyncIterator[World]:
-    """What the plan says the target runs on. Raises SettingError."""
-    settings = plan.settings
-    if settings.backend == "process":
-        from vllm_chill.adapters.process import Command, ProcessBackend
-
-        fixed = settings.target_port if "target_port" in settings.model_fields_set else None
-        command = Command(
-            plan.command,
-            port=fixed,
-            stop_seconds=settings.stop_timeout.total_seconds(),
-            # vLLM has a VLLM_PORT of its own with another meaning.
-            environment={name: value for name, value in os.environ.items() if name != "VLLM_PORT"},
-        )
-        engine = structlog.get_logger("engine")
-        async with ProcessBackend(command, engine.info) as process:
-            yield World(process, _state_file(plan), lambda: (plan.command, ""))
-    else:
-        # Imported when it is used: the client's models are a third of the proxy's memory.
-        from vllm_chill.adapters.kubernetes.client import connect
-        from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
-        from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
-
-        async with connect(settings.kubeconfig) as api:
-            backend = KubernetesBackend(
-                api,
-                Endpoint(settings.target_host, settings.target_port),
-                unschedulable_seconds=settings.unschedulable_after.total_seconds(),
-            )
-            history = None if settings.state_dir == "" else DeploymentHistory(api)
-            yield World(backend, history, lambda: backend.served(plan.ref))
-
-
-def _state_file(plan: Plan) -> StartHistory | None:
-    from vllm_chill.adapters.state_file import StateFile, default_folder
-
-    named = plan.settings.state_dir
-    if named == "":
-        return None
-    folder = default_folder(os.environ) if named is None else Path(named)
-    return StateFile(folder, plan.command, structlog.get_logger("vllm_chill").warning)
 
 
 async def serve(
