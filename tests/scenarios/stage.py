@@ -21,9 +21,11 @@ from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
-from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.served import Directory
+from vllm_chill.proxy.served import Served as ServedTarget
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
@@ -151,8 +153,10 @@ async def stage(
         metrics.follow(lambda: controller.target, controller.now)
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
-        desk = hold_desk(controller, options.hold, starts, knowledge)
-        handler = ProxyHandler(controller, desk, pool, metrics, options)
+        budget = Budget(options.hold.body_budget)
+        desk = hold_desk(controller, options.hold, budget, starts, knowledge)
+        directory = Directory(budget, ServedTarget(controller, desk, starts, knowledge))
+        handler = ProxyHandler(directory, pool, metrics, options)
         routes = Routes(parse_wake_paths(wake_paths))
         admin = AdminApi(
             controller, handler.scrape, metrics, "test", lambda: server.draining, starts, knowledge, routes

@@ -25,9 +25,11 @@ from vllm_chill.core.target import Endpoint, Target
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import Recorder
 from vllm_chill.proxy.handler import ProxyHandler
-from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.probe import Prober
+from vllm_chill.proxy.served import Directory
+from vllm_chill.proxy.served import Served as ServedTarget
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
@@ -71,7 +73,11 @@ class Record:
 
 
 def hold_desk(
-    controller: ScaleController, options: HoldOptions, starts: StartRecord, knowledge: ModelKnowledge
+    controller: ScaleController,
+    options: HoldOptions,
+    budget: Budget,
+    starts: StartRecord,
+    knowledge: ModelKnowledge,
 ) -> HoldDesk:
     """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
 
@@ -82,6 +88,7 @@ def hold_desk(
     return HoldDesk(
         controller,
         options,
+        budget,
         lambda position: starts.describe(controller.now(), position or None),
         lambda: starts.retry_after(controller.now()),
         check=lambda call: check_model(call, knowledge.models),
@@ -127,8 +134,10 @@ async def serve(
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
-        desk = hold_desk(controller, options.hold, starts, knowledge)
-        proxy = ProxyHandler(controller, desk, pool, metrics, options)
+        budget = Budget(options.hold.body_budget)
+        desk = hold_desk(controller, options.hold, budget, starts, knowledge)
+        directory = Directory(budget, ServedTarget(controller, desk, starts, knowledge))
+        proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(
             controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge, plan.routes
         )

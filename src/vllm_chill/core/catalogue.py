@@ -97,6 +97,10 @@ class Catalogue:
         """Whose name this is: a served name, an alias, an adapter's, or else an object's own."""
         return self._by_name.get(name)
 
+    def by_name(self) -> Iterable[tuple[str, ModelEntry]]:
+        """Every name, and whose it is."""
+        return self._by_name.items()
+
     @property
     def names(self) -> str:
         """The served names, for a sentence."""
