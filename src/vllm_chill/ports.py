@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
 
 
@@ -48,6 +50,16 @@ class StartHistory(Protocol):
 
     async def save(self, ref: TargetRef, text: str) -> None:
         """Keep this text in place of the one before."""
+
+
+class CatalogueObserver(Protocol):
+    """Whoever wants to know which models there are. Both calls return at once and never raise."""
+
+    def catalogued(self, entries: Sequence[ModelEntry]) -> None:
+        """Take all models that there are now."""
+
+    def lost(self, cause: str) -> None:
+        """Take that they cannot be seen at present, and why: a sentence without a full stop."""
 
 
 class Recorder(Protocol):

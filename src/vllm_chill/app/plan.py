@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from vllm_chill.control.controller import Bounds
+from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
+from vllm_chill.core.switching import Rules, parse_gpu_budget
 from vllm_chill.core.target import Limits, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.proxy.handler import ProxyOptions
@@ -29,7 +32,23 @@ class Plan:
                 f"a command is given ({self.command[0]} ...), but --backend is kubernetes; "
                 "add --backend process to run it"
             )
-        if self.settings.backend == "process" and not self.command:
+        if self.settings.backend == "process" and self.settings.models == "crd":
+            raise SettingError(
+                "--models crd are the VLLMModel objects of a cluster, and with --backend process there is none; "
+                "give the path of a YAML file"
+            )
+        if self.settings.backend == "kubernetes" and self.catalogue not in (None, "crd"):
+            raise SettingError(
+                f'--models "{self.catalogue}" is a file of commands for this machine; add --backend process to run '
+                "them, or give crd for the cluster's VLLMModel objects"
+            )
+        if self.command and self.catalogue is not None:
+            raise SettingError(
+                f"a command is given ({self.command[0]} ...), and --models too; give the command in that file"
+            )
+        if self.settings.backend == "process" and self.settings.model_id is not None and self.catalogue is None:
+            raise SettingError("--model-id names one of several models; give them with --models FILE, or leave it out")
+        if self.settings.backend == "process" and not self.command and self.catalogue is None:
             raise SettingError(
                 "--backend process needs the command to run; give it after --, as in: "
                 "vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}"
@@ -43,6 +62,22 @@ class Plan:
             raise SettingError(
                 "--route service sends requests to a Service, and with --backend process there is none; leave it out"
             )
+
+    @property
+    def catalogue(self) -> str | None:
+        """Where the models are: "crd", or the path of a file; None where there is but one target."""
+        if self.settings.models:
+            return self.settings.models
+        return "crd" if self.settings.backend == "kubernetes" and self.settings.model_id is not None else None
+
+    @property
+    def rules(self) -> Rules:
+        """How models take turns on the GPUs."""
+        return Rules(
+            self.settings.min_residency.total_seconds(),
+            self.settings.max_switch_wait.total_seconds(),
+            parse_gpu_budget(self.settings.gpu_budget),
+        )
 
     @property
     def ref(self) -> TargetRef:
@@ -81,6 +116,23 @@ class Plan:
         return Bounds(self.settings.max_waiting, self.settings.max_in_flight or None)
 
     @property
+    def only(self) -> TargetPlan:
+        """The one target of a proxy without a catalogue."""
+        return TargetPlan(self.ref, self.limits, self.bounds, self.options.hold, self.direct)
+
+    def of_model(self, entry: ModelEntry) -> TargetPlan:
+        """A model's target: as the settings have it, but for what the model says of itself."""
+        limits, hold, bounds = self.limits, self.options.hold, self.bounds
+        if entry.idle_seconds is not None:
+            limits = replace(limits, idle_seconds=entry.idle_seconds)
+        if entry.min_replicas > 0:
+            limits = replace(limits, idle_seconds=math.inf, always_on=True)
+        if entry.wake_seconds is not None:
+            hold = replace(hold, seconds=entry.wake_seconds)
+        direct = self.settings.backend == "process" or self.settings.route == "pod"
+        return TargetPlan(entry.ref, limits, bounds, hold, direct, entry)
+
+    @property
     def options(self) -> ProxyOptions:
         """How requests are proxied."""
         s = self.settings
@@ -97,6 +149,20 @@ class Plan:
             replay_bytes=s.replay_limit,
             timeouts=RelayTimeouts(s.connect_timeout.total_seconds(), s.response_timeout.total_seconds()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlan:
+    """How one target is served; `entry` is its model, None where there is no catalogue. `direct`: requests go to the
+    replicas' own addresses.
+    """
+
+    ref: TargetRef
+    limits: Limits
+    bounds: Bounds
+    hold: HoldOptions
+    direct: bool
+    entry: ModelEntry | None = None
 
 
 def is_service_of(namespace: str, host: str) -> bool:

@@ -1,69 +1,119 @@
-"""What targets run on: a Deployment in a cluster, or a command on this machine."""
+"""What targets run on: Deployments in a cluster, or commands on this machine; and who says which models there are."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from vllm_chill.app.plan import Plan
+from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import Served
-from vllm_chill.core.target import Endpoint
-from vllm_chill.ports import ClusterBackend, StartHistory
+from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.ports import CatalogueObserver, ClusterBackend, StartHistory
+
+if TYPE_CHECKING:
+    from vllm_chill.adapters.models_file import FileModel
+
+ControllerOf = Callable[[str], ScaleController | None]
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs."""
+    """What one target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs.
+
+    `close` ends what the backend has begun.
+    """
 
     backend: ClusterBackend
     history: StartHistory | None
     served: Served
+    close: Callable[[], Awaitable[None]]
+
+
+class Ground(Protocol):
+    """Where the targets of a proxy run."""
+
+    def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
+        """That of one target: the model's, or that of the settings."""
+
+    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
+        """Tell which models there are, now and after each change, until cancelled; where there is a catalogue."""
 
 
 @contextlib.asynccontextmanager
-async def open_world(plan: Plan) -> AsyncIterator[World]:
-    """What the plan says the target runs on. Raises SettingError."""
-    settings = plan.settings
-    if settings.backend == "process":
+async def open_ground(plan: Plan) -> AsyncIterator[Ground]:
+    """Where the plan has targets run. Raises SettingError."""
+    if plan.settings.backend == "process":
+        yield _ThisMachine(plan)
+        return
+    # Imported when it is used: the client's models are a third of the proxy's memory.
+    from vllm_chill.app.cluster import open_cluster
+
+    async with open_cluster(plan) as cluster:
+        yield cluster
+
+
+class _ThisMachine:
+    """Commands of this machine: the one that was given, or those of a file of models."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._models: dict[str, FileModel] = {}
+        if plan.catalogue is not None:
+            from vllm_chill.adapters.models_file import read_models
+
+            models = read_models(
+                Path(plan.catalogue),
+                gpu_count=plan.settings.gpu_count,
+                cpu_offload_gb=plan.settings.cpu_offload_gb,
+                warn=structlog.get_logger("vllm_chill").warning,
+            )
+            self._models = {model.entry.name: model for model in models}
+
+    def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         from vllm_chill.adapters.process import Command, ProcessBackend
 
-        fixed = settings.target_port if "target_port" in settings.model_fields_set else None
+        settings = self._plan.settings
+        # vLLM has a VLLM_PORT of its own with another meaning.
+        environment = {name: value for name, value in os.environ.items() if name != "VLLM_PORT"}
+        if entry is None:
+            argv, log = self._plan.command, structlog.get_logger("engine")
+        else:
+            model = self._models[entry.name]
+            argv, log = model.command, structlog.get_logger("engine").bind(model=entry.name)
+            environment |= model.environment
         command = Command(
-            plan.command,
-            port=fixed,
+            argv,
+            port=settings.target_port if entry is None and "target_port" in settings.model_fields_set else None,
             stop_seconds=settings.stop_timeout.total_seconds(),
-            # vLLM has a VLLM_PORT of its own with another meaning.
-            environment={name: value for name, value in os.environ.items() if name != "VLLM_PORT"},
+            environment=environment,
         )
-        engine = structlog.get_logger("engine")
-        async with ProcessBackend(command, engine.info) as process:
-            yield World(process, _state_file(plan), lambda: (plan.command, ""))
-    else:
-        # Imported when it is used: the client's models are a third of the proxy's memory.
-        from vllm_chill.adapters.kubernetes.client import connect
-        from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
-        from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
+        process = ProcessBackend(command, log.info)
+        return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close)
 
-        async with connect(settings.kubeconfig) as api:
-            backend = KubernetesBackend(
-                api,
-                Endpoint(settings.target_host, settings.target_port),
-                unschedulable_seconds=settings.unschedulable_after.total_seconds(),
-            )
-            history = None if settings.state_dir == "" else DeploymentHistory(api)
-            yield World(backend, history, lambda: backend.served(plan.ref))
+    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
+        observer.catalogued([model.entry for model in self._models.values()])
+        await asyncio.get_running_loop().create_future()
 
 
-def _state_file(plan: Plan) -> StartHistory | None:
+def _state_file(plan: Plan, argv: Sequence[str]) -> StartHistory | None:
     from vllm_chill.adapters.state_file import StateFile, default_folder
 
     named = plan.settings.state_dir
     if named == "":
         return None
     folder = default_folder(os.environ) if named is None else Path(named)
-    return StateFile(folder, plan.command, structlog.get_logger("vllm_chill").warning)
+    return StateFile(folder, argv, structlog.get_logger("vllm_chill").warning)
+
+
+def endpoint_of_settings(plan: Plan) -> Endpoint:
+    """The Service of the one target, as the settings have it."""
+    return Endpoint(plan.settings.target_host, plan.settings.target_port)

@@ -388,6 +388,16 @@ class ScaleController:
         if woken:
             self._apply(WakeAsked())
 
+    async def brought_down(self) -> None:
+        """Return once nothing of it runs, or it has been kept awake."""
+        while self.runs and not isinstance(self._target.phase, Waking | Ready):
+            await self._turn(self._still)
+
+    async def at_rest(self) -> None:
+        """Return once nothing of it runs, and nobody uses it."""
+        while self.runs or not self.unused:
+            await self._turn(self._still)
+
     def retire(self, cause: str) -> None:
         """Its model is gone for good: nobody is let in, who waits is told `cause`, and it sleeps once its leases have
         ended.

@@ -110,11 +110,7 @@ class Fleet:
         if wake:
             await self._members[name].controller.wake(wait=wait)
         elif wait:
-            await asyncio.gather(*(self._asleep(self._members[other].controller) for other in leaving))
-
-    async def _asleep(self, controller: ScaleController) -> None:
-        while controller.runs and not isinstance(controller.target.phase, Waking | Ready):
-            await controller.changed(within_seconds=1.0)
+            await asyncio.gather(*(self._members[other].controller.brought_down() for other in leaving))
 
     def _review(self) -> float | None:
         now = self._clock()

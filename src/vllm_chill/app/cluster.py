@@ -1,0 +1,46 @@
+"""Deployments in a cluster as what targets run on: the one of the settings, or those of the VLLMModel objects."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, connect
+from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
+from vllm_chill.app.plan import Plan
+from vllm_chill.app.world import ControllerOf, World, endpoint_of_settings
+from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.ports import CatalogueObserver
+
+
+@contextlib.asynccontextmanager
+async def open_cluster(plan: Plan) -> AsyncIterator[Cluster]:
+    """A connection to the API server that the plan names. Raises SettingError."""
+    async with connect(plan.settings.kubeconfig) as api:
+        yield Cluster(plan, api)
+
+
+class Cluster:
+    """The cluster as app.world.Ground."""
+
+    def __init__(self, plan: Plan, api: ApiClient) -> None:
+        self._plan = plan
+        self._api = api
+
+    def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
+        settings = self._plan.settings
+        service = endpoint_of_settings(self._plan) if entry is None else Endpoint(f"{ref.name}.{ref.namespace}", 80)
+        backend = KubernetesBackend(
+            self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
+        )
+        history = None if settings.state_dir == "" else DeploymentHistory(self._api)
+        return World(backend, history, lambda: backend.served(ref), _nothing)
+
+    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
+        raise NotImplementedError
+
+
+async def _nothing() -> None:
+    """What there is belongs to the cluster, and outlives this proxy."""

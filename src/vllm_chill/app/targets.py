@@ -1,0 +1,135 @@
+"""What serves one target, put together: its controller, its desk, the record of its starts and what it is known to
+serve, on the world that it runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from vllm_chill.app.plan import Plan, TargetPlan
+from vllm_chill.app.world import World
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.control.prober import Probing, ProbingBackend
+from vllm_chill.core.models import check_model
+from vllm_chill.core.target import Endpoint, Target
+from vllm_chill.ports import Recorder
+from vllm_chill.proxy.hold import Budget, HoldDesk
+from vllm_chill.proxy.hold_terms import HoldOptions
+from vllm_chill.proxy.probe import Prober
+from vllm_chill.proxy.served import Served
+from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.start_record import StartRecord
+
+
+class Record:
+    """Everybody who wants to know what happens to a target, as one recorder, and the pool of its connections."""
+
+    def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
+        self._recorders = recorders
+        self._pool = pool
+
+    def changed(self, before: Target, after: Target, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.changed(before, after, now)
+
+    def progressed(self, target: Target, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.progressed(target, now)
+
+    def answered(self, now: float) -> None:
+        for recorder in self._recorders:
+            recorder.answered(now)
+
+    def departed(self, endpoint: Endpoint) -> None:
+        self._pool.close_endpoint(endpoint)
+
+    def held(self, seconds: float) -> None:
+        for recorder in self._recorders:
+            recorder.held(seconds)
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        for recorder in self._recorders:
+            recorder.scaled(target, replicas, error)
+
+
+def hold_desk(
+    controller: ScaleController,
+    options: HoldOptions,
+    budget: Budget,
+    starts: StartRecord,
+    knowledge: ModelKnowledge,
+) -> HoldDesk:
+    """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
+
+    def answered() -> None:
+        if starts.awaits_answer:
+            starts.answered(controller.now())
+
+    def describe(position: int) -> str:
+        return starts.describe(controller.now(), position or None, controller.target.held_back)
+
+    return HoldDesk(
+        controller,
+        options,
+        budget,
+        describe,
+        lambda: starts.retry_after(controller.now()),
+        check=lambda call: check_model(call, knowledge.models),
+        answered=answered,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A target that is served while `run` runs; that ends what it runs on when it is cancelled."""
+
+    served: Served
+    run: Callable[[], Awaitable[None]]
+
+
+class TargetMaker:
+    """Makes what serves targets of one proxy."""
+
+    def __init__(
+        self, plan: Plan, metrics: Metrics, pool: UpstreamPool, budget: Budget, recorders: Sequence[Recorder] = ()
+    ) -> None:
+        self._plan = plan
+        self._metrics = metrics
+        self._pool = pool
+        self._budget = budget
+        self._recorders = recorders
+        self._prober = Prober(pool)
+
+    def make(self, target: TargetPlan, world: World) -> Made:
+        """What serves this target on that world."""
+        starts = StartRecord(target.ref, self._metrics)
+        knowledge = ModelKnowledge(world.served)
+        settings = self._plan.settings
+        probing = None
+        if settings.readiness == "probe":
+            probing = Probing(self._prober.ask, settings.health_path, lambda _, body: knowledge.listed(body))
+        controller = ScaleController(
+            target.ref,
+            target.limits,
+            ProbingBackend(world.backend, probing, direct=target.direct),
+            Record((TargetRecorder(self._metrics), starts, *self._recorders), self._pool),
+            target.bounds,
+            lambda: starts.retry_after(controller.now()),
+        )
+        desk = hold_desk(controller, target.hold, self._budget, starts, knowledge)
+
+        async def run() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    if world.history is not None:
+                        tasks.create_task(starts.keep(world.history))
+                    tasks.create_task(controller.run())
+            finally:
+                await world.close()
+
+        return Made(Served(controller, desk, starts, knowledge, target.entry), run)
