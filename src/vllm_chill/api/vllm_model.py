@@ -281,8 +281,10 @@ def _unknown(given: object, part: type[Part], path: str) -> Iterator[str]:
 # --- what requests and scaling have to know of it ---
 
 
-def entry_of(model: VLLMModel, ref: TargetRef, *, gpu_count: int) -> ModelEntry:
-    """The model's entry in the catalogue. `gpu_count` is that of the settings, for a model that does not say."""
+def entry_of(model: VLLMModel, ref: TargetRef, *, gpu_count: int, created: str | None = None) -> ModelEntry:
+    """The model's entry in the catalogue. `gpu_count` is that of the settings, for a model that does not say; `created`
+    orders models that have no time of their own.
+    """
     spec = model.spec
     return ModelEntry(
         name=model.name,
@@ -300,7 +302,7 @@ def entry_of(model: VLLMModel, ref: TargetRef, *, gpu_count: int) -> ModelEntry:
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
         rewrites_tool_calls=spec.tool_call_rewrite,
-        created=model.metadata.creation_timestamp,
+        created=model.metadata.creation_timestamp if created is None else created,
     )
 
 

@@ -7,8 +7,9 @@ no longer found by its name; who waits for it is told, and its leases end in pea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -28,9 +29,7 @@ class ServedModels:
     its leases had not yet ended.
     """
 
-    def __init__(
-        self, plan: Plan, directory: Directory, fleet: Fleet, make: Callable[[ModelEntry], Made]
-    ) -> None:
+    def __init__(self, plan: Plan, directory: Directory, fleet: Fleet, make: Callable[[ModelEntry], Made]) -> None:
         self._plan = plan
         self._directory = directory
         self._fleet = fleet
@@ -43,18 +42,15 @@ class ServedModels:
         self._group: asyncio.TaskGroup | None = None
         self._log = structlog.get_logger("vllm_chill.models")
 
-    async def run(self) -> None:
-        """Have the models' controllers run, until cancelled."""
+    async def run(self, tell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have `tell` say which models there are, and their controllers run, until cancelled."""
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._fleet.run())
-            self.catalogued(self._entries)
-            await asyncio.get_running_loop().create_future()
+            self._group.create_task(tell())
 
     def catalogued(self, entries: Sequence[ModelEntry]) -> None:
         """Take which models there are."""
         self._entries = tuple(entries)
-        if self._group is None:
-            return
         catalogue = Catalogue(entries)
         self._tell_clashes(catalogue)
         there = {entry.name: entry for entry in catalogue}
@@ -66,6 +62,9 @@ class ServedModels:
             elif name not in self._ending:
                 self._begin(name, entry)
         self._directory.replace(catalogue, [made.served for made in self._made.values()])
+        if self._fleet.active is None and self._directory.default is not None:
+            active = self._directory.find(self._directory.default)
+            self._fleet.active = None if active is None else active.name
 
     def lost(self, cause: str) -> None:
         """Take that the models cannot be seen at present; those that are known go on."""

@@ -87,6 +87,11 @@ class Plan:
         return TargetRef(self.settings.namespace, self.settings.deployment)
 
     @property
+    def title(self) -> str:
+        """What it serves, for a log line."""
+        return str(self.ref) if self.catalogue is None else f"models of {self.catalogue}"
+
+    @property
     def routes(self) -> Routes:
         """Which requests wake the target."""
         return Routes(parse_wake_paths(self.settings.wake_paths))

@@ -8,92 +8,66 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.api.version import Build
+from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
-from vllm_chill.app.world import open_world
+from vllm_chill.app.targets import TargetMaker
+from vllm_chill.app.world import open_ground
 from vllm_chill.control.collector import collect_at_leisure
-from vllm_chill.control.controller import ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.control.prober import Probing, ProbingBackend
-from vllm_chill.core.models import check_model
-from vllm_chill.core.target import Endpoint, Target
+from vllm_chill.control.fleet import Fleet
+from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
-from vllm_chill.ports import Recorder
+from vllm_chill.ports import GpuStats, Recorder
 from vllm_chill.proxy.handler import ProxyHandler
-from vllm_chill.proxy.hold import Budget, HoldDesk
-from vllm_chill.proxy.hold_terms import HoldOptions
-from vllm_chill.proxy.probe import Prober
+from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
-from vllm_chill.proxy.served import Served as ServedTarget
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
-from vllm_chill.telemetry.recorder import TargetRecorder
-from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
 
 
-class Record:
-    """Everybody who wants to know what happens to the target, as one recorder, and the pool of its connections."""
-
-    def __init__(self, recorders: Sequence[Recorder], pool: UpstreamPool) -> None:
-        self._recorders = recorders
-        self._pool = pool
-
-    def changed(self, before: Target, after: Target, now: float) -> None:
-        for recorder in self._recorders:
-            recorder.changed(before, after, now)
-
-    def progressed(self, target: Target, now: float) -> None:
-        for recorder in self._recorders:
-            recorder.progressed(target, now)
-
-    def answered(self, now: float) -> None:
-        for recorder in self._recorders:
-            recorder.answered(now)
-
-    def departed(self, endpoint: Endpoint) -> None:
-        self._pool.close_endpoint(endpoint)
-
-    def held(self, seconds: float) -> None:
-        for recorder in self._recorders:
-            recorder.held(seconds)
-
-    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
-        for recorder in self._recorders:
-            recorder.scaled(target, replicas, error)
+def build() -> Build:
+    """Which build this is: whoever makes an image says so in its environment."""
+    said = {
+        name: value
+        for name, variable in (("commit", "VLLM_CHILL_COMMIT"), ("build_date", "VLLM_CHILL_BUILD_DATE"))
+        if (value := os.environ.get(variable))
+    }
+    return Build(version=VERSION, **said)
 
 
-def hold_desk(
-    controller: ScaleController,
-    options: HoldOptions,
-    budget: Budget,
-    starts: StartRecord,
-    knowledge: ModelKnowledge,
-) -> HoldDesk:
-    """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
+def gpu_sources(settings: Settings, directory: Directory) -> tuple[GpuStats, ...]:
+    """Where GPU statistics come from, the best first."""
+    from vllm_chill.adapters.gpu import DcgmStats, NvmlStats, VllmStats
 
-    def answered() -> None:
-        if starts.awaits_answer:
-            starts.answered(controller.now())
+    exporter = () if settings.gpu_stats_url is None else (DcgmStats(settings.gpu_stats_url),)
+    return (NvmlStats(), *exporter, VllmStats(lambda: awake(directory)))
 
-    return HoldDesk(
-        controller,
-        options,
-        budget,
-        lambda position: starts.describe(controller.now(), position or None),
-        lambda: starts.retry_after(controller.now()),
-        check=lambda call: check_model(call, knowledge.models),
-        answered=answered,
-    )
+
+def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
+    """The endpoints where requests go now, each with its target's name."""
+    for served in directory:
+        target = served.controller.target
+        if isinstance(target.phase, Ready) and target.observed is not None:
+            for endpoint in target.observed.endpoints:
+                yield served.name, endpoint
+
+
+def _busy(directory: Directory) -> int:
+    return sum(served.controller.target.waiting + served.controller.target.in_flight for served in directory)
 
 
 async def serve(
@@ -113,52 +87,51 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        world = await stack.enter_async_context(open_world(plan))
+        ground = await stack.enter_async_context(open_ground(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None)
         stack.push_async_callback(pool.aclose)
-        starts = StartRecord(plan.ref, metrics)
-        if world.history is not None:
-            await stack.enter_async_context(_running(starts.keep(world.history)))
-        knowledge = ModelKnowledge(world.served)
-        probing = None
-        if settings.readiness == "probe":
-            probing = Probing(Prober(pool).ask, settings.health_path, lambda _, body: knowledge.listed(body))
-        backend = ProbingBackend(world.backend, probing, direct=plan.direct)
-        controller = ScaleController(
-            plan.ref,
-            plan.limits,
-            backend,
-            Record((TargetRecorder(metrics), starts, *recorders), pool),
-            plan.bounds,
-            lambda: starts.retry_after(controller.now()),
-        )
-        metrics.follow(lambda: controller.target, controller.now)
         budget = Budget(options.hold.body_budget)
-        desk = hold_desk(controller, options.hold, budget, starts, knowledge)
-        directory = Directory(budget, ServedTarget(controller, desk, starts, knowledge))
+        maker = TargetMaker(plan, metrics, pool, budget, recorders)
+        if plan.catalogue is None:
+            made = maker.make(plan.only, ground.world(plan.ref, None))
+            directory, fleet, work = Directory(budget, made.served), None, made.run
+        else:
+            directory = Directory(budget, default=settings.model_id)
+            fleet = Fleet(plan.rules, metrics.switched)
+            models = ServedModels(
+                plan, directory, fleet, lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry))
+            )
+            work = partial(models.run, partial(ground.tell_models, models, models.controller_of))
         proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(
-            controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge, plan.routes
+            directory,
+            proxy.scrape,
+            metrics,
+            build(),
+            lambda: server.draining,
+            plan.routes,
+            switching=fleet,
+            stats=GpuStatsPage(gpu_sources(settings, directory)),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         host, port = await _listen(server, settings)
-        running = await stack.enter_async_context(_running(controller.run()))
-        there = collect_at_leisure(lambda: controller.target.waiting + controller.target.in_flight)
+        running = await stack.enter_async_context(_running(work()))
+        there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(_running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
         gc.collect()
         gc.freeze()
-        log.info("listening", host=host, port=port, target=str(plan.ref), backend=settings.backend, version=VERSION)
+        log.info("listening", host=host, port=port, target=plan.title, backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
         await _until_stopped(server, settings, running, stopped)
 
 
 @contextlib.asynccontextmanager
-async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(work)
     try:
         yield task

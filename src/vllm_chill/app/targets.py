@@ -13,6 +13,7 @@ from vllm_chill.app.world import World
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.prober import Probing, ProbingBackend
+from vllm_chill.core.call import Call
 from vllm_chill.core.models import check_model
 from vllm_chill.core.target import Endpoint, Target
 from vllm_chill.ports import Recorder
@@ -63,8 +64,13 @@ def hold_desk(
     budget: Budget,
     starts: StartRecord,
     knowledge: ModelKnowledge,
+    *,
+    one_of_many: bool = False,
 ) -> HoldDesk:
-    """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
+    """Where requests wait, and what they are told: from the record of the starts, and what is known of the models.
+
+    `one_of_many`: whose a name is was looked up before.
+    """
 
     def answered() -> None:
         if starts.awaits_answer:
@@ -73,13 +79,17 @@ def hold_desk(
     def describe(position: int) -> str:
         return starts.describe(controller.now(), position or None, controller.target.held_back)
 
+    def check(call: Call) -> None:
+        if not one_of_many:
+            check_model(call, knowledge.models)
+
     return HoldDesk(
         controller,
         options,
         budget,
         describe,
         lambda: starts.retry_after(controller.now()),
-        check=lambda call: check_model(call, knowledge.models),
+        check=check,
         answered=answered,
     )
 
@@ -121,7 +131,7 @@ class TargetMaker:
             target.bounds,
             lambda: starts.retry_after(controller.now()),
         )
-        desk = hold_desk(controller, target.hold, self._budget, starts, knowledge)
+        desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
         async def run() -> None:
             try:

@@ -35,19 +35,13 @@ class _Member:
 
 
 class Fleet:
-    """The models of one proxy. `active` is the one that was last switched to. `run` must be running."""
+    """The models of one proxy. `active` is the one that was last switched to, or that runs by the settings. `run` must
+    be running.
+    """
 
-    def __init__(
-        self,
-        rules: Rules,
-        *,
-        active: str | None = None,
-        activated: Callable[[str], None] = lambda _: None,
-        switched: Switched = lambda *_: None,
-    ) -> None:
-        self.active = active
+    def __init__(self, rules: Rules, switched: Switched = lambda *_: None) -> None:
+        self.active: str | None = None
         self._rules = rules
-        self._activated = activated
         self._switched = switched
         self._members: dict[str, _Member] = {}
         self._waits_for: dict[str, tuple[str, ...]] = {}
@@ -106,7 +100,6 @@ class Fleet:
         leaving = {other for other in (before, *self.rivals(name)) if other in self._members and other != name}
         for other in leaving:
             self._members[other].controller.give_way(SleepReason.SWITCHED)
-        self._activated(name)
         if wake:
             await self._members[name].controller.wake(wait=wait)
         elif wait:
