@@ -8,7 +8,7 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,29 +16,43 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.api.version import Build
 from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.control.prober import Probing, ProbingBackend
 from vllm_chill.core.models import check_model
 from vllm_chill.core.routing import Routes, parse_wake_paths
-from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Ready, Target, TargetRef
 from vllm_chill.errors import SettingError
-from vllm_chill.ports import ClusterBackend, Recorder, StartHistory
+from vllm_chill.ports import ClusterBackend, GpuStats, Recorder, StartHistory
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
+
+
+def build() -> Build:
+    """Which build this is: whoever makes an image says so in its environment."""
+    said = {
+        name: value
+        for name, variable in (("commit", "VLLM_CHILL_COMMIT"), ("build_date", "VLLM_CHILL_BUILD_DATE"))
+        if (value := os.environ.get(variable))
+    }
+    return Build(version=VERSION, **said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +190,23 @@ def hold_desk(
     )
 
 
+def gpu_sources(settings: Settings, directory: Directory) -> tuple[GpuStats, ...]:
+    """Where GPU statistics come from, the best first."""
+    from vllm_chill.adapters.gpu import DcgmStats, NvmlStats, VllmStats
+
+    exporter = () if settings.gpu_stats_url is None else (DcgmStats(settings.gpu_stats_url),)
+    return (NvmlStats(), *exporter, VllmStats(lambda: awake(directory)))
+
+
+def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
+    """The endpoints where requests go now, each with its target's name."""
+    for served in directory:
+        target = served.controller.target
+        if isinstance(target.phase, Ready) and target.observed is not None:
+            for endpoint in target.observed.endpoints:
+                yield served.name, endpoint
+
+
 def is_service_of(namespace: str, host: str) -> bool:
     """Whether a host is named as a Service of the namespace is: its name, NAME.NAMESPACE, NAME.NAMESPACE.svc[.DOMAIN].
 
@@ -196,7 +227,7 @@ class World:
 
     backend: ClusterBackend
     history: StartHistory | None
-    served: Served
+    served: ServedCommand
 
 
 @contextlib.asynccontextmanager
@@ -276,15 +307,22 @@ async def serve(
             plan.ref,
             plan.limits,
             backend,
-            Record((TargetRecorder(metrics), starts, *recorders), pool),
+            Record((TargetRecorder(plan.ref, metrics), starts, *recorders), pool),
             plan.bounds,
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
         desk = hold_desk(controller, options.hold, starts, knowledge)
         proxy = ProxyHandler(controller, desk, pool, metrics, options)
+        directory = Directory(desk.budget, Served(controller, desk, starts, knowledge))
         admin = AdminApi(
-            controller, proxy.scrape, metrics, VERSION, lambda: server.draining, starts, knowledge, plan.routes
+            directory,
+            lambda request, _: proxy.scrape(request),
+            metrics,
+            build(),
+            lambda: server.draining,
+            plan.routes,
+            stats=GpuStatsPage(gpu_sources(settings, directory)),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)

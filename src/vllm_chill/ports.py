@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
 
 
@@ -48,6 +49,13 @@ class StartHistory(Protocol):
 
     async def save(self, ref: TargetRef, text: str) -> None:
         """Keep this text in place of the one before."""
+
+
+class GpuStats(Protocol):
+    """Where one kind of reading of the GPUs, or of the engines on them, comes from."""
+
+    async def read(self) -> GpuReading:
+        """What it reads now; it wakes nothing. Raises BackendUnavailable, whose message says why it has nothing."""
 
 
 class Recorder(Protocol):
