@@ -187,7 +187,17 @@ def _families() -> list[Metric]:
 _LABEL_NAMES = {
     "vllm_chill_requests": "method, route, status",
     "vllm_chill_request_duration_seconds": "route",
-    "vllm_chill_scale_operations": "direction, outcome",
+    "vllm_chill_scale_operations": "target, direction, outcome",
+    "vllm_chill_managed_operations": "from_model, to_model, status",
+    "vllm_chill_managed_operation_duration_seconds": "from_model, to_model",
+    "vllm_chill_current_model": "model_name",
+    **{
+        f"vllm_chill_{name}": "target"
+        for name in (
+            *("current_replicas", "idle_time_seconds", "requests_in_flight", "requests_waiting", "vllm_state"),
+            *("hold_duration_seconds", "wake_duration_seconds"),
+        )
+    },
     "vllm_chill_cold_start_phase_seconds": "target, phase",
     "vllm_chill_build_info": "version",
 }
@@ -202,7 +212,8 @@ def metrics_page() -> str:
         "",
         "`GET /proxy/metrics` gives the proxy's own metrics, as Prometheus text or as OpenMetrics, whichever the",
         "scraper asks for. `GET /metrics` gives those of vLLM while it is awake; asleep it answers 200 with a comment.",
-        "Neither wakes the target nor keeps it awake, so both can be scraped at any interval.",
+        "Of several models, `GET /metrics?model=NAME` gives that one's. None of these wakes a target or keeps it",
+        "awake, so all of them can be scraped at any interval.",
         "",
         "| metric | type | labels | what |",
         "|---|---|---|---|",
@@ -217,7 +228,9 @@ def metrics_page() -> str:
         "`route` is `proxied` for what wakes the target and counts as use, else a path or another name of a",
         "[route](routes.md): `preflight`, `head`, `other`, and for health checkers `checked` on the paths that wake,",
         "`health-check` on others. `method` is one of HTTP's usual methods, or `OTHER`; `direction` is `up` or `down`,",
-        "`outcome` is `success` or `failure`. No label ever holds what a caller made up.",
+        "`outcome`, and a switch's `status`, are `success` or `failure`. `target` is a Deployment with its namespace,",
+        "or a command; `model_name`, `from_model` and `to_model` are served names of the catalogue. No label ever holds",
+        "what a caller made up, and a model that is deleted leaves no series behind.",
         "",
         "The phases of a cold start, in their order:",
         "",
@@ -260,6 +273,10 @@ def routes_page() -> str:
         "",
         "A browser that opens a path which wakes while the target is not ready is not held: it wakes the target and is",
         "shown [a page](how-it-works.md#browsers) that lets it in. On any other path the page wakes nothing by itself.",
+        "",
+        "With a catalogue of models, a request to the API wakes the model that it names. Anything else is meant for the",
+        "model in the query, `?model=NAME`, or else for that of requests which name none; `/v1/models` and `/v1/models/*`",
+        "are always answered by the proxy.",
         "",
         "What the proxy answers with: [the HTTP API](http-api.md).",
         "",

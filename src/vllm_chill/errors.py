@@ -96,6 +96,14 @@ class ModelNotFound(AnswerableError):
     code = "model_not_found"
 
 
+class NoCatalogue(AnswerableError):
+    """What is asked for needs a catalogue of models, and this proxy has one target."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "no_catalogue"
+
+
 class ExpectationFailed(AnswerableError):
     """The request expects something of the proxy that it does not do."""
 
@@ -114,6 +122,22 @@ class StopFailed(AnswerableError):
     status = 503
     type = "service_unavailable"
     code = "stop_failed"
+
+
+class SwitchFailed(AnswerableError):
+    """The model that was switched to could not be made ready, or the one before not put to sleep."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "switch_failed"
+
+
+class NoGpuStats(AnswerableError):
+    """Nothing here tells how the GPUs are."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "no_gpu_stats"
 
 
 class ServiceUnavailable(AnswerableError):
@@ -159,6 +183,12 @@ class TargetUnknown(ServiceUnavailable):
     """The backend has not yet told the state of the target."""
 
     code = "backend_unavailable"
+
+
+class CatalogueUnknown(ServiceUnavailable):
+    """The models have not been read yet."""
+
+    code = "models_unknown"
 
 
 class UpstreamError(AnswerableError):

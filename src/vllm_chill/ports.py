@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
 
 
@@ -60,6 +61,13 @@ class CatalogueObserver(Protocol):
 
     def lost(self, cause: str) -> None:
         """Take that they cannot be seen at present, and why: a sentence without a full stop."""
+
+
+class GpuStats(Protocol):
+    """Where one kind of reading of the GPUs, or of the engines on them, comes from."""
+
+    async def read(self) -> GpuReading:
+        """What it reads now; it wakes nothing. Raises BackendUnavailable, whose message says why it has nothing."""
 
 
 class Recorder(Protocol):

@@ -89,7 +89,8 @@ def test_models_keep_the_order_of_the_file(tmp_path: Path) -> None:
             '"x" is the name of both a and b',
         ),
         (
-            "models: {a: {modelName: m, servedModelName: x, env: [{name: K, valueFrom: {secretKeyRef: {name: s, key: k}}}]}}",
+            "models: {a: {modelName: m, servedModelName: x, "
+            "env: [{name: K, valueFrom: {secretKeyRef: {name: s, key: k}}}]}}",
             "K has its value from a cluster",
         ),
     ],

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from vllm_chill.api.choice import AvailableModels, RunningModels, Switched
+from vllm_chill.api.gpu import GpuStatsAnswer
 from vllm_chill.api.models import ModelState, model_card
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.core.models import Model
@@ -62,6 +65,16 @@ def test_the_lists_of_paths_that_wake_can_be_used() -> None:
     assert len(lists) == 3
     for paths in lists:
         assert parse_wake_paths(paths)
+
+
+EXAMPLES = re.findall(r"```json\n(\{\n.*?\n\})\n```", HTTP_API, re.DOTALL)
+
+
+@pytest.mark.parametrize("shape", [AvailableModels, RunningModels, Switched, GpuStatsAnswer], ids=lambda s: s.__name__)
+def test_each_answer_in_the_page_has_the_fields_that_there_are(shape: type[BaseModel]) -> None:
+    [example] = [text for text in EXAMPLES if json.loads(text).keys() == shape.model_fields.keys()]
+    answer = shape.model_validate_json(example, strict=True)
+    assert answer.model_dump() == json.loads(example)
 
 
 def test_the_model_in_the_page_has_the_fields_that_there_are() -> None:

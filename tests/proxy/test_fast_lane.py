@@ -100,7 +100,9 @@ async def lane_to(
         stack.push_async_callback(pool.aclose)
         metrics = Metrics(CollectorRegistry(), "test")
         backend = MemoryBackend(upstream.endpoint, replicas=replicas, start_seconds=start)
-        controller = ScaleController(TargetRef("t", "t"), Limits(300, 300), backend, TargetRecorder(metrics))
+        controller = ScaleController(
+            TargetRef("t", "t"), Limits(300, 300), backend, TargetRecorder(TargetRef("t", "t"), metrics)
+        )
         running = asyncio.create_task(controller.run())
         stack.callback(running.cancel)
         options = ProxyOptions(HoldOptions(5), replay_bytes, RelayTimeouts(2, response))

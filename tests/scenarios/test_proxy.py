@@ -64,8 +64,11 @@ class TestHolding:
             assert {status for status, _ in answers} == {200}
             assert [body["body"] for _, body in answers] == [f'{{"n": {n}}}' for n in range(500)]
             assert s.backend.writes == [1]
-            assert s.metric("vllm_chill_scale_operations_total", direction="up", outcome="success") == 1
-            assert s.metric("vllm_chill_hold_duration_seconds_count") == 500
+            assert (
+                s.metric("vllm_chill_scale_operations_total", target="test/vllm", direction="up", outcome="success")
+                == 1
+            )
+            assert s.metric("vllm_chill_hold_duration_seconds_count", target="test/vllm") == 500
 
     async def test_a_failed_wake_fails_all_of_them_with_its_reason(self) -> None:
         async with stage() as s:
@@ -118,7 +121,7 @@ class TestHolding:
     async def test_a_warm_request_waits_for_nothing(self) -> None:
         async with stage(awake=True) as s:
             assert (await s.post(CHAT, json={}))[0] == 200
-            assert s.metric("vllm_chill_hold_duration_seconds_count") == 0
+            assert s.metric("vllm_chill_hold_duration_seconds_count", target="test/vllm") == 0
             assert s.backend.writes == []
 
 
@@ -425,7 +428,7 @@ class TestLocalRoutes:
         async with stage() as s:
             async with s.session.get(s.url + "/proxy/metrics") as response:
                 assert response.headers["Content-Type"].startswith("text/plain")
-                assert "vllm_chill_vllm_state 0.0" in await response.text()
+                assert 'vllm_chill_vllm_state{target="test/vllm"} 0.0' in await response.text()
             accept = {"Accept": "application/openmetrics-text;version=1.0.0"}
             async with s.session.get(s.url + "/proxy/metrics", headers=accept) as response:
                 assert response.headers["Content-Type"].startswith("application/openmetrics-text")

@@ -39,6 +39,11 @@ REQUESTS: dict[Route, tuple[str, str, dict[str, str], int]] = {
     Route.PROXY_VERSION: ("GET", "/proxy/version", {}, 200),
     Route.PROXY_START: ("POST", "/proxy/operations/start", {}, 200),
     Route.PROXY_STOP: ("POST", "/proxy/operations/stop", {}, 200),
+    Route.PROXY_AVAILABLE: ("GET", "/proxy/models/available", {}, 200),
+    Route.PROXY_RUNNING: ("GET", "/proxy/models/running", {}, 200),
+    Route.PROXY_SWITCH: ("POST", "/proxy/models/switch", {}, 409),
+    Route.PROXY_STATS: ("GET", "/proxy/stats", {}, 503),
+    Route.PROXY_OPENAPI: ("GET", "/proxy/openapi.json", {}, 200),
     Route.PROXY_OTHER: ("GET", "/proxy/none", {}, 404),
     Route.OTHER: ("POST", "/nowhere", {}, 404),
 }
@@ -87,7 +92,7 @@ class TestTheTable:
         async with stage(served=COMMAND, start=0.01) as s:
             status, body = await ask(s, route)
             assert status == REQUESTS[route][3]
-            if status == 404:
+            if status >= 400:
                 envelope(body)
             await asyncio.sleep(0.01)
             assert s.backend.writes == ([1] if entry.wakes else [])

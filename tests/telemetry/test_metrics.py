@@ -52,13 +52,13 @@ def test_a_scraper_gets_the_format_that_it_asks_for(metrics: Metrics) -> None:
 def test_the_gauges_are_read_off_the_target_at_the_scrape(metrics: Metrics) -> None:
     target = Target(REF, Ready(since=10, idle_since=40), observed=Observation(1, 1))
     metrics.follow(lambda: target, lambda: 100)
-    assert value(metrics, "vllm_chill_idle_time_seconds") == 60
-    assert value(metrics, "vllm_chill_current_replicas") == 1
-    assert value(metrics, "vllm_chill_vllm_state") == 2
+    assert value(metrics, "vllm_chill_idle_time_seconds", target="ai-apps/vllm") == 60
+    assert value(metrics, "vllm_chill_current_replicas", target="ai-apps/vllm") == 1
+    assert value(metrics, "vllm_chill_vllm_state", target="ai-apps/vllm") == 2
     target = Target(REF, Ready(since=10, idle_since=40), waiting=3, in_flight=2, observed=Observation(1, 1))
-    assert value(metrics, "vllm_chill_idle_time_seconds") == 0
-    assert value(metrics, "vllm_chill_requests_waiting") == 3
-    assert value(metrics, "vllm_chill_requests_in_flight") == 2
+    assert value(metrics, "vllm_chill_idle_time_seconds", target="ai-apps/vllm") == 0
+    assert value(metrics, "vllm_chill_requests_waiting", target="ai-apps/vllm") == 3
+    assert value(metrics, "vllm_chill_requests_in_flight", target="ai-apps/vllm") == 2
 
 
 @pytest.mark.parametrize(("phase", "state"), [(Asleep(0), 0), (Waking(0, confirmed=False), 1), (Ready(0, 0), 2)])
@@ -80,10 +80,64 @@ def test_buckets_reach_half_an_hour(metrics: Metrics) -> None:
 
 
 def test_a_wake_is_measured_and_its_scale_counted(metrics: Metrics) -> None:
-    recorder = TargetRecorder(metrics)
+    recorder = TargetRecorder(REF, metrics)
     recorder.changed(Target(REF, Waking(0, confirmed=True)), Target(REF, Ready(61, 61)), 61)
     recorder.scaled(Target(REF), 1, None)
     recorder.scaled(Target(REF), 0, "no")
-    assert value(metrics, "vllm_chill_wake_duration_seconds_sum") == 61
-    assert value(metrics, "vllm_chill_scale_operations_total", direction="up", outcome="success") == 1
-    assert value(metrics, "vllm_chill_scale_operations_total", direction="down", outcome="failure") == 1
+    assert value(metrics, "vllm_chill_wake_duration_seconds_sum", target=str(REF)) == 61
+    scaled = "vllm_chill_scale_operations_total"
+    assert value(metrics, scaled, target=str(REF), direction="up", outcome="success") == 1
+    assert value(metrics, scaled, target=str(REF), direction="down", outcome="failure") == 1
+
+
+class TestSeveralTargets:
+    A, B = TargetRef("ns", "vllm-a"), TargetRef("ns", "vllm-b")
+
+    def follow(self, metrics: Metrics) -> None:
+        for number, (ref, model) in enumerate(((self.A, "org/a"), (self.B, "org/b"))):
+            phase: Phase = Ready(0, 0) if number == 0 else Asleep(0)
+            target = Target(ref, phase, waiting=number, observed=Observation(1 - number, 1 - number))
+            metrics.follow(lambda target=target: target, lambda: 10, model)  # type: ignore[misc]
+
+    def test_each_has_its_own_series(self, metrics: Metrics) -> None:
+        self.follow(metrics)
+        for name, a, b in (
+            ("vllm_chill_vllm_state", 2, 0),
+            ("vllm_chill_idle_time_seconds", 10, 0),
+            ("vllm_chill_requests_waiting", 0, 1),
+            ("vllm_chill_current_replicas", 1, 0),
+        ):
+            assert (value(metrics, name, target="ns/vllm-a"), value(metrics, name, target="ns/vllm-b")) == (a, b)
+
+    def test_the_models_that_are_ready_are_the_current_ones(self, metrics: Metrics) -> None:
+        self.follow(metrics)
+        assert value(metrics, "vllm_chill_current_model", model_name="org/a") == 1
+        assert value(metrics, "vllm_chill_current_model", model_name="org/b") is None
+
+    def test_a_switch_is_counted_and_one_that_was_done_is_measured(self, metrics: Metrics) -> None:
+        metrics.switched("org/a", "org/b", 61, ok=True)
+        metrics.switched(None, "org/a", 5, ok=False)
+        counted = "vllm_chill_managed_operations_total"
+        assert value(metrics, counted, from_model="org/a", to_model="org/b", status="success") == 1
+        assert value(metrics, counted, from_model="", to_model="org/a", status="failure") == 1
+        took = "vllm_chill_managed_operation_duration_seconds_sum"
+        assert value(metrics, took, from_model="org/a", to_model="org/b") == 61
+        assert value(metrics, took, from_model="", to_model="org/a") is None
+
+    def test_one_that_is_gone_leaves_nothing_behind(self, metrics: Metrics) -> None:
+        self.follow(metrics)
+        metrics.switched("org/a", "org/b", 61, ok=True)
+        metrics.switched(None, "org/b", 61, ok=True)
+        for ref in (self.A, self.B):
+            recorder = TargetRecorder(ref, metrics)
+            recorder.changed(Target(ref, Waking(0, confirmed=True)), Target(ref, Ready(61, 61)), 61)
+            recorder.held(3)
+            recorder.scaled(Target(ref), 1, None)
+            metrics.cold_start_phases.labels(str(ref), "loading").observe(3)
+        metrics.forget(self.A)
+        page = metrics.exposition("")[0].decode()
+        assert "vllm-a" not in page
+        assert "org/a" not in page
+        assert value(metrics, "vllm_chill_wake_duration_seconds_sum", target="ns/vllm-b") == 61
+        assert value(metrics, "vllm_chill_managed_operations_total", from_model="", to_model="org/b", status="success")
+        metrics.forget(self.A)

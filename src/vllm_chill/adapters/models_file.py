@@ -133,4 +133,5 @@ def _doubles(path: Path, models: list[FileModel]) -> Iterator[str]:
         for name in model.entry.names:
             owner = owners.setdefault(name, model.entry.name)
             if owner != model.entry.name:
-                yield f'--models {path}: "{name}" is the name of both {owner} and {model.entry.name}; change one of them'
+                both = f"{owner} and {model.entry.name}"
+                yield f'--models {path}: "{name}" is the name of both {both}; change one of them'

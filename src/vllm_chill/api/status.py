@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
 from vllm_chill.core.lifecycle import next_deadline
 from vllm_chill.core.starts import Starts
@@ -51,6 +53,14 @@ class TargetStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     target: str
+    model: str | None = None
+    """What the catalogue calls it, where there is one."""
+    served_names: list[str] = []
+    """What requests may call it: its served name, aliases and adapters."""
+    group: str | None = None
+    """At most one model of a group is awake at a time."""
+    waits_for: list[str] = []
+    """The models that have to sleep before it can be woken."""
     phase: PhaseName
     phase_seconds: float | None = None
     """For how long it has been in this phase."""
@@ -82,16 +92,31 @@ class ProxyStatus(BaseModel):
     version: str
     draining: bool
     """Whether this proxy is shutting down."""
+    default_model: str | None = None
+    """The model of requests that name none, where there is a catalogue."""
+    trouble: str | None = None
+    """Why the catalogue is not known."""
     targets: list[TargetStatus]
 
 
-def target_status(target: Target, now: float, limits: Limits, starts: Starts) -> TargetStatus:
-    """The status of a target and its starts at `now`."""
+def target_status(
+    target: Target,
+    now: float,
+    limits: Limits,
+    starts: Starts,
+    entry: ModelEntry | None = None,
+    waits_for: Sequence[str] = (),
+) -> TargetStatus:
+    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one."""
     phase, seen = target.phase, target.observed
     unused = isinstance(phase, Ready) and not target.waiting and not target.in_flight
     deadline = next_deadline(target, limits) if unused else None
     return TargetStatus(
         target=str(target.ref),
+        model=None if entry is None else entry.name,
+        served_names=[] if entry is None else list(entry.names),
+        group=None if entry is None else entry.group,
+        waits_for=list(waits_for),
         phase=phase_name(phase),
         phase_seconds=None if isinstance(phase, Unknown) else round(now - phase.since, 3),
         replicas=seen.replicas if seen is not None else None,

@@ -80,7 +80,7 @@ class ServedModels:
     def _begin(self, name: str, entry: ModelEntry) -> None:
         made = self._made[name] = self._make(entry)
         assert self._group is not None
-        self._tasks[name] = self._group.create_task(_run(made))
+        self._tasks[name] = self._group.create_task(made.run())
         self._fleet.add(claim_of(entry), made.served.controller)
         self._log.info("model added", model=name, served_as=entry.served, group=entry.group)
 
@@ -122,7 +122,3 @@ class ServedModels:
 def claim_of(entry: ModelEntry) -> Claim:
     """What a model needs to be awake."""
     return Claim(entry.name, entry.group, entry.gpus, entry.pool, kept=entry.min_replicas > 0)
-
-
-async def _run(made: Made) -> None:
-    await made.run()

@@ -5,8 +5,9 @@ serve, on the world that it runs on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_chill.app.plan import Plan, TargetPlan
 from vllm_chill.app.world import World
@@ -99,7 +100,7 @@ class Made:
     """A target that is served while `run` runs; that ends what it runs on when it is cancelled."""
 
     served: Served
-    run: Callable[[], Awaitable[None]]
+    run: Callable[[], Coroutine[Any, Any, None]]
 
 
 class TargetMaker:
@@ -127,11 +128,14 @@ class TargetMaker:
             target.ref,
             target.limits,
             ProbingBackend(world.backend, probing, direct=target.direct),
-            Record((TargetRecorder(self._metrics), starts, *self._recorders), self._pool),
+            Record((TargetRecorder(target.ref, self._metrics), starts, *self._recorders), self._pool),
             target.bounds,
             lambda: starts.retry_after(controller.now()),
         )
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
+
+        model = None if target.entry is None else target.entry.name
+        self._metrics.follow(lambda: controller.target, controller.now, model)
 
         async def run() -> None:
             try:
@@ -141,5 +145,7 @@ class TargetMaker:
                     tasks.create_task(controller.run())
             finally:
                 await world.close()
+                if model is not None:
+                    self._metrics.forget(target.ref)
 
         return Made(Served(controller, desk, starts, knowledge, target.entry), run)

@@ -6,8 +6,8 @@ clash; so what a new model says never takes a caller away from one that runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from vllm_chill.core.target import TargetRef
 
@@ -29,7 +29,9 @@ class ModelEntry:
     `name` is that of its object, `served` the name that requests say, `model` what the engine loads. `group`: at most
     one of a group is awake at a time. `gpus` are those of one replica, taken from `pool`. `loads_adapters`: an adapter
     is loaded when it is first asked for, rather than with the engine. `created` orders the claims for a name, oldest
-    first. None stands for what the proxy's own settings say; an `idle_seconds` of infinity never sleeps.
+    first. None stands for what the proxy's own settings say; an `idle_seconds` of infinity never sleeps. `facts` are
+    what else its object says and is only shown, under the object's own names: maxModelLen, toolCallParser,
+    reasoningParser.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelEntry:
     max_replicas: int = 1
     rewrites_tool_calls: bool = False
     created: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,6 +103,11 @@ class Catalogue:
     def by_name(self) -> Iterable[tuple[str, ModelEntry]]:
         """Every name, and whose it is."""
         return self._by_name.items()
+
+    def names_of(self, entry: ModelEntry) -> tuple[str, ...]:
+        """The names that lead to this model, its served name first unless that is another's; its object's own last."""
+        names = (*entry.names, entry.name)
+        return tuple(dict.fromkeys(name for name in names if self._by_name.get(name) is entry))
 
     @property
     def names(self) -> str:

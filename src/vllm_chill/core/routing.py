@@ -37,6 +37,11 @@ class Route(enum.Enum):
     PROXY_VERSION = "/proxy/version"
     PROXY_START = "/proxy/operations/start"
     PROXY_STOP = "/proxy/operations/stop"
+    PROXY_AVAILABLE = "/proxy/models/available"
+    PROXY_RUNNING = "/proxy/models/running"
+    PROXY_SWITCH = "/proxy/models/switch"
+    PROXY_STATS = "/proxy/stats"
+    PROXY_OPENAPI = "/proxy/openapi.json"
     PROXY_OTHER = "/proxy/*"
     OTHER = "other"
 
@@ -71,12 +76,17 @@ _READINESS = "200 once the target's state is known, 503 while shutting down"
 
 TABLE: dict[Route, Entry] = {
     Route.PROXY_METRICS: _own(_READ, "/proxy/metrics", "its metrics"),
-    Route.PROXY_STATUS: _own(_READ, "/proxy/status", "the state of the target"),
+    Route.PROXY_STATUS: _own(_READ, "/proxy/status", "the state of every target"),
     Route.PROXY_VERSION: _own(_READ, "/proxy/version", "its version"),
     Route.PROXY_START: _own(
         _POST, "/proxy/operations/start", "200 once the target is ready, or why not", wakes=True, prolongs=True
     ),
     Route.PROXY_STOP: _own(_POST, "/proxy/operations/stop", "200 once the target is asleep"),
+    Route.PROXY_AVAILABLE: _own(_READ, "/proxy/models/available", "every model that it serves, and how it is"),
+    Route.PROXY_RUNNING: _own(_READ, "/proxy/models/running", "the models that have their GPUs now"),
+    Route.PROXY_SWITCH: _own(_POST, "/proxy/models/switch", "200; it wakes the model only if it is asked to"),
+    Route.PROXY_STATS: _own(_READ, "/proxy/stats", "statistics of the GPUs, or 503 and how to have them"),
+    Route.PROXY_OPENAPI: _own(_READ, "/proxy/openapi.json", "what these routes take and answer, as OpenAPI"),
     Route.PROXY_OTHER: _own(_ANY, "/proxy/*", "404 with the paths that there are, or 405"),
     Route.HEALTH: _own(_READ, "/health", "200 while the process lives"),
     Route.READYZ: _own(_READ, "/readyz", _READINESS),

@@ -1,12 +1,14 @@
 """Every metric, declared once, on a registry that is passed in.
 
-The rule: labels are bounded (a route, a method, a status, the target; never a path, a user or a model), units are in
-the names, and what is a state is read off the target when somebody asks, so that a request pays for counts alone.
+The rule: labels are bounded (a route, a method, a status, a target or a model of the catalogue; never a path, a user
+or a name that a caller gives) and a target that is gone leaves no series. Units are in the names, and what is a state
+is read off the target when somebody asks, so that a request pays for counts alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vllm_chill.core.routing import Route
-from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, Unknown, Waking
+from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, TargetRef, Unknown, Waking
 from vllm_chill.telemetry.request_counts import RequestCounts
 
 WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
@@ -39,37 +41,63 @@ def vllm_state(target: Target) -> int:
     return _STATES[type(target.phase)]
 
 
-class _TargetGauges(Collector):
-    """Gauges read off the target at the moment of the scrape."""
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    target: Callable[[], Target]
+    now: Callable[[], float]
+    model: str | None
 
-    def __init__(self, target: Callable[[], Target], now: Callable[[], float]) -> None:
-        self._target = target
-        self._now = now
+
+class _TargetGauges(Collector):
+    """Gauges read off each target at the moment of the scrape."""
+
+    def __init__(self) -> None:
+        self.followed: dict[TargetRef, _Followed] = {}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        target = self._target()
-        idle = 0.0
-        if isinstance(target.phase, Ready) and not target.waiting and not target.in_flight:
-            idle = self._now() - target.phase.idle_since
-        yield GaugeMetricFamily(
-            "vllm_chill_requests_waiting", "Requests that are held until the target is ready.", target.waiting
+        for name, documentation, value in _GAUGES:
+            family = GaugeMetricFamily(name, documentation, labels=("target",))
+            for ref, one in self.followed.items():
+                family.add_metric((str(ref),), value(one.target(), one.now()))
+            yield family
+        current = GaugeMetricFamily(
+            "vllm_chill_current_model", "1 for each model of the catalogue that is ready.", labels=("model_name",)
         )
-        yield GaugeMetricFamily(
-            "vllm_chill_requests_in_flight", "Requests that the target is answering.", target.in_flight
-        )
-        yield GaugeMetricFamily(
-            "vllm_chill_current_replicas",
-            "Replicas that the target was last seen to be asked for.",
-            target.observed.replicas if target.observed is not None else 0,
-        )
-        yield GaugeMetricFamily(
-            "vllm_chill_idle_time_seconds", "For how long the target has been ready and unused; 0 in use.", idle
-        )
-        yield GaugeMetricFamily(
-            "vllm_chill_vllm_state",
-            "Phase of the target: 0 stopped, 1 starting, 2 running, 3 stopping.",
-            vllm_state(target),
-        )
+        for one in self.followed.values():
+            if one.model is not None and isinstance(one.target().phase, Ready):
+                current.add_metric((one.model,), 1)
+        yield current
+
+
+def _idle_seconds(target: Target, now: float) -> float:
+    if isinstance(target.phase, Ready) and not target.waiting and not target.in_flight:
+        return now - target.phase.idle_since
+    return 0.0
+
+
+_GAUGES: tuple[tuple[str, str, Callable[[Target, float], float]], ...] = (
+    (
+        "vllm_chill_requests_waiting",
+        "Requests that are held until the target is ready.",
+        lambda target, _: target.waiting,
+    ),
+    ("vllm_chill_requests_in_flight", "Requests that the target is answering.", lambda target, _: target.in_flight),
+    (
+        "vllm_chill_current_replicas",
+        "Replicas that the target was last seen to be asked for.",
+        lambda target, _: target.observed.replicas if target.observed is not None else 0,
+    ),
+    (
+        "vllm_chill_idle_time_seconds",
+        "For how long the target has been ready and unused; 0 in use.",
+        _idle_seconds,
+    ),
+    (
+        "vllm_chill_vllm_state",
+        "Phase of the target: 0 stopped, 1 starting, 2 running, 3 stopping.",
+        lambda target, _: vllm_state(target),
+    ),
+)
 
 
 class Metrics:
@@ -82,6 +110,7 @@ class Metrics:
         self.wake_duration = Histogram(
             "vllm_chill_wake_duration_seconds",
             "Time from the wish for a replica to the target's being ready.",
+            ("target",),
             buckets=WAKE_BUCKETS,
             registry=registry,
         )
@@ -95,13 +124,27 @@ class Metrics:
         self.hold_duration = Histogram(
             "vllm_chill_hold_duration_seconds",
             "Time for which a request was held, whatever came of it; requests to a ready target are not held.",
+            ("target",),
             buckets=WAKE_BUCKETS,
             registry=registry,
         )
         self.scale_operations = Counter(
             "vllm_chill_scale_operations_total",
             "Writes of a number of replicas to the backend.",
-            ("direction", "outcome"),
+            ("target", "direction", "outcome"),
+            registry=registry,
+        )
+        self.switches = Counter(
+            "vllm_chill_managed_operations_total",
+            "Switches from one model to another that an operator asked for; from_model is empty where there was none.",
+            ("from_model", "to_model", "status"),
+            registry=registry,
+        )
+        self.switch_duration = Histogram(
+            "vllm_chill_managed_operation_duration_seconds",
+            "Time that such a switch took: until the former model sleeps, and the new one is ready if it was woken.",
+            ("from_model", "to_model"),
+            buckets=WAKE_BUCKETS,
             registry=registry,
         )
         self.replays = Counter(
@@ -123,13 +166,34 @@ class Metrics:
             version
         ).set(1)
         ProcessCollector(registry=registry)
+        self._gauges = _TargetGauges()
+        registry.register(self._gauges)
+
+    def follow(self, target: Callable[[], Target], now: Callable[[], float], model: str | None = None) -> None:
+        """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue."""
+        ref = target().ref
+        self._gauges.followed[ref] = _Followed(target, now, model)
         for direction in ("up", "down"):
             for outcome in ("success", "failure"):
-                self.scale_operations.labels(direction, outcome)
+                self.scale_operations.labels(str(ref), direction, outcome)
 
-    def follow(self, target: Callable[[], Target], now: Callable[[], float]) -> None:
-        """Expose the state of a target; `now` is on the clock of its phases."""
-        self.registry.register(_TargetGauges(target, now))
+    def forget(self, ref: TargetRef) -> None:
+        """Expose nothing of a target any more. To be called once its controller has ended: what would be counted after
+        that would be there again.
+        """
+        followed = self._gauges.followed.pop(ref, None)
+        for metric in (self.wake_duration, self.hold_duration, self.scale_operations, self.cold_start_phases):
+            metric.remove_by_labels({"target": str(ref)})
+        if followed is not None and followed.model is not None:
+            for metric in (self.switches, self.switch_duration):
+                metric.remove_by_labels({"from_model": followed.model})
+                metric.remove_by_labels({"to_model": followed.model})
+
+    def switched(self, from_: str | None, to: str, seconds: float, ok: bool) -> None:
+        """Count a switch between two models of the catalogue, by the names that they are followed by."""
+        self.switches.labels(from_ or "", to, "success" if ok else "failure").inc()
+        if ok:
+            self.switch_duration.labels(from_ or "", to).observe(seconds)
 
     def request_ended(self, method: str, route: Route, status: int, seconds: float) -> None:
         """Count one request and its time."""

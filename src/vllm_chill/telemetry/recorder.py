@@ -16,6 +16,7 @@ from vllm_chill.core.target import (
     Ready,
     SleepReason,
     Target,
+    TargetRef,
     Unknown,
     Waking,
 )
@@ -23,9 +24,10 @@ from vllm_chill.telemetry.metrics import Metrics
 
 
 class TargetRecorder:
-    """ports.Recorder on Metrics and the log."""
+    """ports.Recorder on Metrics and the log, for one target."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, ref: TargetRef, metrics: Metrics) -> None:
+        self._target = str(ref)
         self._metrics = metrics
         self._log = structlog.get_logger("vllm_chill.target")
 
@@ -34,7 +36,7 @@ class TargetRecorder:
         fields: dict[str, Any] = {"target": str(after.ref), "waiting": after.waiting, "in_flight": after.in_flight}
         if isinstance(before.phase, Waking) and isinstance(after.phase, Ready):
             fields["after_seconds"] = round(now - before.phase.since, 3)
-            self._metrics.wake_duration.observe(now - before.phase.since)
+            self._metrics.wake_duration.labels(self._target).observe(now - before.phase.since)
         level = self._log.error if isinstance(after.phase, Failed) else self._log.info
         level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase, after.held_back))
 
@@ -49,12 +51,12 @@ class TargetRecorder:
 
     def held(self, seconds: float) -> None:
         """Measure a hold."""
-        self._metrics.hold_duration.observe(seconds)
+        self._metrics.hold_duration.labels(self._target).observe(seconds)
 
     def scaled(self, target: Target, replicas: int, error: str | None) -> None:
         """Count a write to the backend; a failed one is logged."""
         direction = "up" if replicas else "down"
-        self._metrics.scale_operations.labels(direction, "success" if error is None else "failure").inc()
+        self._metrics.scale_operations.labels(self._target, direction, "success" if error is None else "failure").inc()
         if error is None:
             self._log.info("scaled", target=str(target.ref), replicas=replicas)
         else:

@@ -1,4 +1,4 @@
-"""The proxy's own routes. Nothing here wakes the target, but the operation that is there to do so."""
+"""The proxy's own routes. Nothing here wakes a target, but the operations that are there to do so."""
 
 from __future__ import annotations
 
@@ -6,44 +6,50 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from vllm_chill.api.models import ModelState
-from vllm_chill.api.status import ProxyStatus, TargetStatus, phase_name, target_status
-from vllm_chill.control.controller import ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.api.choice import OperationAsked, OperationDone
+from vllm_chill.api.status import ProxyStatus, TargetStatus
+from vllm_chill.api.version import Build
 from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Routes
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
-from vllm_chill.errors import BadRequest, MethodNotAllowed, NotFound, StopFailed
+from vllm_chill.errors import MethodNotAllowed, NotFound, StopFailed
+from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.telemetry.metrics import Metrics
-from vllm_chill.telemetry.start_record import StartRecord
+from vllm_chill.web import asked
+from vllm_chill.web.gpu_stats import GpuStatsPage
+from vllm_chill.web.models_api import ModelsApi, Switching
+from vllm_chill.web.openapi import document
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
+from vllm_chill.web.targets import chosen, name_of, status_of, unnamed, unread
 from vllm_chill.web.waiting_page import WaitingPage, page_of
+
+_EXAMPLE = '{"model_id": "NAME"}, or none'
 
 
 class AdminApi:
-    """Every route but the one that wakes. `draining` tells whether the proxy is shutting down; `eta`, in how many
-    seconds the target is likely to be ready, None where that is not known. `page` is what browsers are shown.
+    """Every route but the one that wakes. `draining` tells whether the proxy is shutting down. `page` is what browsers
+    are shown. `switching` is None where there is no catalogue.
     """
 
     def __init__(
         self,
-        controller: ScaleController,
+        directory: Directory,
         pass_by: PassBy,
         metrics: Metrics,
-        version: str,
+        build: Build,
         draining: Callable[[], bool],
-        starts: StartRecord,
-        knowledge: ModelKnowledge,
         routes: Routes = DEFAULT_ROUTES,
+        *,
+        switching: Switching | None = None,
+        stats: GpuStatsPage | None = None,
     ) -> None:
-        self._controller = controller
+        self._directory = directory
         self._metrics = metrics
-        self._version = version
+        self._build = build
         self._draining = draining
-        self._starts = starts
-        self.page = WaitingPage(controller, starts, knowledge, routes)
-        self._stand_in = StandIn(
-            str(controller.target.ref), pass_by, knowledge, self._model_state, self._readyz, self.page.instead
-        )
+        self._switching = switching
+        self.page = WaitingPage(directory, routes)
+        self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
+        models = ModelsApi(directory, switching)
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
@@ -54,6 +60,11 @@ class AdminApi:
             Route.PROXY_VERSION: self._tell_version,
             Route.PROXY_START: self._start,
             Route.PROXY_STOP: self._stop,
+            Route.PROXY_AVAILABLE: models.available,
+            Route.PROXY_RUNNING: models.running,
+            Route.PROXY_SWITCH: models.switch,
+            Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
+            Route.PROXY_OPENAPI: self._describe,
         }
 
     async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
@@ -75,79 +86,82 @@ class AdminApi:
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
         if self._draining():
             return web.Response(status=503, text="not ready: this proxy is shutting down\n")
-        if not self._controller.synced:
-            cause = self._target_status().cause or "it has not been asked for yet"
-            return web.Response(status=503, text=f"not ready: the state of the target is not known: {cause}\n")
+        if (trouble := unread(self._directory)) is not None:
+            return web.Response(status=503, text=f"not ready: the models are not known: {trouble}\n")
+        for served in self._directory:
+            if not served.controller.synced:
+                what = "the target" if self._directory.only is not None else served.name
+                cause = status_of(served).cause or "it has not been asked for yet"
+                return web.Response(status=503, text=f"not ready: the state of {what} is not known: {cause}\n")
         return web.Response(text="ready\n")
 
     async def _robots(self, _: web.BaseRequest) -> web.Response:
         return web.Response(text="User-agent: *\nDisallow: /\n")
 
     async def _own_metrics(self, request: web.BaseRequest) -> web.Response:
-        self._starts.settle(self._controller.target)
+        for served in self._directory:
+            served.starts.settle(served.controller.target)
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _status(self, request: web.BaseRequest) -> web.Response:
         if request.query.get("view") == "page":
-            return self.page.tell()
+            return self.page.tell(request)
+        default = unnamed(self._directory) if self._directory.only is None else None
         status = ProxyStatus(
-            version=self._version,
+            version=self._build.version,
             draining=self._draining(),
-            targets=[self._target_status()],
+            default_model=None if default is None else name_of(self._directory, default),
+            trouble=unread(self._directory),
+            targets=[self._status_of(served) for served in self._directory],
         )
         return web.json_response(status.model_dump())
 
     async def _tell_version(self, _: web.BaseRequest) -> web.Response:
-        return web.json_response({"version": self._version})
+        return web.json_response(self._build.model_dump())
+
+    async def _describe(self, _: web.BaseRequest) -> web.Response:
+        return web.json_response(document(self._build.version))
 
     async def _start(self, request: web.BaseRequest) -> web.Response:
-        wait = _flag(request, "wait", default=True)
-        await self._controller.wake(wait=wait)
+        wait = asked.flag(request, "wait", default=True)
+        served = await self._meant(request)
+        await served.controller.wake(wait=wait)
         if (page := page_of(request)) is not None:
             return web.Response(status=303, headers={hdrs.LOCATION: page})
-        ref, phase = self._controller.target.ref, self._controller.target.phase
-        if isinstance(phase, Ready):
-            return self._done(f"{ref} is ready.")
-        return self._done(f"{ref} is waking; GET {Route.PROXY_STATUS.value} tells how far it is.", status=202)
+        if isinstance(served.controller.target.phase, Ready):
+            return self._done(served, f"{served.name} is ready.")
+        tells = f"GET {Route.PROXY_STATUS.value} tells how far it is."
+        return self._done(served, f"{served.name} is waking; {tells}", status=202)
 
-    async def _stop(self, _: web.BaseRequest) -> web.Response:
-        return self._stopped(await self._controller.stop())
+    async def _stop(self, request: web.BaseRequest) -> web.Response:
+        served = await self._meant(request)
+        return self._stopped(served, await served.controller.stop())
 
-    def _stopped(self, phase: Phase) -> web.Response:
-        ref = self._controller.target.ref
+    async def _meant(self, request: web.BaseRequest) -> Served:
+        wish = await asked.body(request, OperationAsked, _EXAMPLE)
+        name = wish.model_id if wish is not None else None
+        return chosen(self._directory, name or request.query.get("model_id"))
+
+    def _stopped(self, served: Served, phase: Phase) -> web.Response:
         match phase:
             case Asleep():
-                return self._done(f"{ref} is asleep.")
+                return self._done(served, f"{served.name} is asleep.")
             case Failed(cause=cause):
-                return self._done(f"{ref} is being scaled to 0: {cause}.")
+                return self._done(served, f"{served.name} is being scaled to 0: {cause}.")
             case Ready():
-                raise StopFailed(f"{ref} is still awake: the backend did not scale it to 0; see the proxy's log.")
+                raise StopFailed(
+                    f"{served.name} is still awake: the backend did not scale it to 0; see the proxy's log."
+                )
             case _:
-                return self._done(f"{ref} was put to sleep, and requests that came meanwhile wake it again.")
+                return self._done(
+                    served, f"{served.name} was put to sleep, and requests that came meanwhile wake it again."
+                )
 
-    def _done(self, message: str, status: int = 200) -> web.Response:
-        body = {"status": "success", "message": message, "target": self._target_status().model_dump()}
-        return web.json_response(body, status=status)
+    def _done(self, served: Served, message: str, status: int = 200) -> web.Response:
+        done = OperationDone(message=message, target=self._status_of(served))
+        return web.json_response(done.model_dump(), status=status)
 
-    def _model_state(self) -> ModelState:
-        now = self._controller.now()
-        phase = self._controller.target.phase
-        eta = self._starts.eta(now) if self._starts.current is not None else self._starts.history.whole
-        return ModelState(phase_name(phase), None if isinstance(phase, Ready) else eta)
-
-    def _target_status(self) -> TargetStatus:
-        target = self._controller.target
-        return target_status(target, self._controller.now(), self._controller.limits, self._starts.settle(target))
-
-
-def _flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
-    match request.query.get(name):
-        case None:
-            return default
-        case "true" | "1" | "":
-            return True
-        case "false" | "0":
-            return False
-        case other:
-            raise BadRequest(f'{name}="{other}" is not known; give true or false.')
+    def _status_of(self, served: Served) -> TargetStatus:
+        waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)
+        return status_of(served, waits_for)

@@ -1,28 +1,30 @@
-"""Who answers for the target what does not wake it: the target itself while it is ready, the proxy while it is not.
+"""Who answers for a target what does not wake it: the target itself while it is ready, the proxy while it is not.
 
-The rule: nothing here takes a lease, so nothing here wakes the target or keeps it awake.
+The rule: nothing here takes a lease, so nothing here wakes a target or keeps it awake. Of several targets the one is
+meant that the query names (`?model=`), else that of requests which name none; the list of models is the proxy's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from vllm_chill.api.models import ModelState, model_card, model_list
-from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.api.models import entry_cards, listing, model_card, model_list
 from vllm_chill.core.models import model_not_found
 from vllm_chill.core.routing import TABLE, Route
-from vllm_chill.errors import NotFound
+from vllm_chill.errors import CatalogueUnknown, NotFound
+from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.web.targets import state_of, unnamed, unread
 
-PassBy = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
+PassBy = Callable[[web.BaseRequest, Served], Awaitable[web.StreamResponse | None]]
 
 
 class Page(Protocol):
-    """Makes a page of how the target is, for a request that asks for one."""
+    """Makes a page of how its target is, for a request that asks for one."""
 
     def __call__(self, request: web.BaseRequest, *, wakes: bool) -> web.Response | None: ...
 
@@ -34,42 +36,43 @@ _MODELS = Route.MODELS.value + "/"
 
 
 class StandIn:
-    """Answers for one target, whose name is `ref`.
+    """Answers for the targets of one proxy.
 
-    `pass_by` relays a request without a lease, or gives None while the target is not ready; `state` tells how the
-    target is; `readyz` answers a health checker; `page` is what a browser is shown, None for whoever is none.
+    `pass_by` relays a request to a target without a lease, or gives None while that is not ready; `readyz` answers a
+    health checker; `page` is what a browser is shown, None for whoever is none.
     """
 
     def __init__(
         self,
-        ref: str,
+        directory: Directory,
         pass_by: PassBy,
-        knowledge: ModelKnowledge,
-        state: Callable[[], ModelState],
         readyz: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         page: Page,
     ) -> None:
-        self._ref = ref
+        self._directory = directory
         self._pass_by = pass_by
-        self._knowledge = knowledge
-        self._state = state
         self._readyz = readyz
         self._page = page
 
     async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to a route that is the target's while it is awake."""
-        passed = await self._pass_by(request)
+        if self._directory.only is None and route in (Route.MODELS, Route.MODEL):
+            return web.json_response(self._listing() if route is Route.MODELS else self._card(_named(request)))
+        served = self._meant(route, request)
+        passed = None if served is None else await self._pass_by(request, served)
         if passed is not None:
             return passed
         match route:
             case Route.MODELS:
-                return web.json_response(model_list(self._knowledge.models, self._state(), time.time()))
+                assert served is not None
+                return web.json_response(model_list(served.knowledge.models, state_of(served), time.time()))
             case Route.MODEL:
-                return self._model(request)
+                assert served is not None
+                return _known_model(served, _named(request))
             case Route.PREFLIGHT:
                 return _preflight(request)
             case Route.METRICS:
-                return self._no_metrics()
+                return self._no_metrics(served)
             case Route.HEAD:
                 return web.Response()
             case Route.FAVICON:
@@ -80,27 +83,75 @@ class StandIn:
                 page = self._page(request, wakes=False)
                 if page is not None:
                     return page
-                raise NotFound(
-                    f"{self._ref} is not awake, and {_shown(request.path)} does not wake it; ask again once it is, "
-                    "or have the path among --wake-paths."
-                )
+                raise self._not_found(served, _shown(request.path))
 
-    def _model(self, request: web.BaseRequest) -> web.Response:
-        name = unquote(request.raw_path.partition("?")[0].partition(_MODELS)[2])
-        known = self._knowledge.models
-        model = known.find(name)
-        if model is None:
-            raise model_not_found(name, known)
-        return web.json_response(model_card(model, self._state(), time.time()))
+    def _meant(self, route: Route, request: web.BaseRequest) -> Served | None:
+        if self._directory.only is not None:
+            return self._directory.only
+        name = request.query.get("model")
+        if name is None:
+            return unnamed(self._directory)
+        served = self._directory.find(name)
+        if served is None and route in (Route.METRICS, Route.OTHER):
+            raise self._directory.not_found(name)
+        return served
 
-    def _no_metrics(self) -> web.Response:
-        state = self._state().state
-        text = f"# {self._ref} is {state}: vLLM has no metrics now, and this scrape does not wake it.\n"
+    def _listing(self) -> dict[str, object]:
+        if (trouble := unread(self._directory)) is not None:
+            raise CatalogueUnknown(f"the models are not known yet: {trouble}", retry_after_seconds=5)
+        return listing(card for served in self._directory for card in self._cards(served))
+
+    def _card(self, name: str) -> dict[str, object]:
+        served = self._directory.find(name)
+        if served is None:
+            self._listing()
+            raise self._directory.not_found(name)
+        return next(iter(self._cards(served, name)))
+
+    def _cards(self, served: Served, name: str | None = None) -> Iterator[dict[str, object]]:
+        """A target's model by this name, or by each of those that requests may call it."""
+        entry = served.entry
+        assert entry is not None
+        if name is None:
+            leading = self._directory.catalogue.names_of(entry)
+            names = tuple(one for one in leading if one in entry.names) or leading
+        else:
+            names = (name,)
+        return entry_cards(entry, names, served.knowledge.models, state_of(served), time.time())
+
+    def _no_metrics(self, served: Served | None) -> web.Response:
+        if served is not None:
+            state = state_of(served).state
+            text = f"# {served.name} is {state}: vLLM has no metrics now, and this scrape does not wake it.\n"
+        else:
+            known = self._directory.catalogue.names or "none is known"
+            text = f"# Several models are served here: ask for the metrics of one with ?model=NAME ({known}).\n"
         return web.Response(text=text, headers={hdrs.CONTENT_TYPE: _PROMETHEUS_TEXT})
+
+    def _not_found(self, served: Served | None, path: str) -> NotFound:
+        if served is not None:
+            return NotFound(
+                f"{served.name} is not awake, and {path} does not wake it; ask again once it is, "
+                "or have the path among --wake-paths."
+            )
+        known = self._directory.catalogue.names or "none is known"
+        return NotFound(f"{path} wakes nothing and is not the proxy's own; say whose it is with ?model=NAME: {known}")
 
 
 STOOD_IN = frozenset(route for route, entry in TABLE.items() if entry.asleep is not None and entry.awake is None)
 """The routes that this is for."""
+
+
+def _named(request: web.BaseRequest) -> str:
+    return unquote(request.raw_path.partition("?")[0].partition(_MODELS)[2])
+
+
+def _known_model(served: Served, name: str) -> web.Response:
+    known = served.knowledge.models
+    model = known.find(name)
+    if model is None:
+        raise model_not_found(name, known)
+    return web.json_response(model_card(model, state_of(served), time.time()))
 
 
 def _preflight(request: web.BaseRequest) -> web.Response:

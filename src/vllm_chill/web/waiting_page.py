@@ -6,9 +6,7 @@ may be left open for days, so by itself a page looks again and never tries again
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import html
 import json
 import math
@@ -16,25 +14,26 @@ import re
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
 from string import Template
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from aiohttp import hdrs, web
 
 from vllm_chill.api.status import PhaseName, phase_name
-from vllm_chill.control.controller import ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.cold_start import about, doing, duration, time_left
 from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes
 from vllm_chill.core.starts import Starts
 from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, Unknown, Waking
 from vllm_chill.errors import TargetUnknown, WakeFailed
-from vllm_chill.telemetry.start_record import StartRecord
+from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.web.models_page import ModelsPage
+from vllm_chill.web.page import html_headers, template
+from vllm_chill.web.targets import chosen, is_ready, name_of, unnamed
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-_TEMPLATE = resources.files(__package__).joinpath("waiting_page.html").read_text("utf-8")
+_TEMPLATE = template("waiting_page.html")
+_STATUS = f"{Route.PROXY_STATUS.value}?view=page"
 _START = f"{Route.PROXY_START.value}?wait=false"
 _CHAT = "/v1/chat/completions"
 
@@ -176,18 +175,11 @@ def _cut(cause: str) -> str:
 
 
 class WaitingPage:
-    """The page of one target."""
+    """The page of a target; and where it cannot be told which one is wanted, that of all models."""
 
-    def __init__(
-        self,
-        controller: ScaleController,
-        starts: StartRecord,
-        knowledge: ModelKnowledge,
-        routes: Routes = DEFAULT_ROUTES,
-    ) -> None:
-        self._controller = controller
-        self._starts = starts
-        self._knowledge = knowledge
+    def __init__(self, directory: Directory, routes: Routes = DEFAULT_ROUTES) -> None:
+        self._directory = directory
+        self._models = ModelsPage(directory)
         self._api_path = _api_path(routes)
 
     def before(self, proxied: Handler) -> Handler:
@@ -200,47 +192,42 @@ class WaitingPage:
         return handle
 
     def instead(self, request: web.BaseRequest, *, wakes: bool) -> web.Response | None:
-        """The page, if a browser asks for one while the target is not ready; `wakes`: what it asks for wakes it."""
-        if self._is_ready() or not is_for_a_person(request):
+        """The page, if a browser asks for one while its target is not ready; `wakes`: what it asks for wakes that."""
+        served = self._directory.only
+        if (served is not None and is_ready(served)) or not is_for_a_person(request):
+            return None
+        if served is None:
+            name = request.query.get("model")
+            if name is None and (served := unnamed(self._directory)) is None:
+                return self._models.page(wakes=wakes)
+            served = served or self._directory.find(name or "")
+        if served is None or is_ready(served):
             return None
         if wakes and not is_ahead_of_time(request):
             with contextlib.suppress(WakeFailed, TargetUnknown):  # the page says so
-                self._controller.wake_for_nobody()
-            if self._is_ready():
+                served.controller.wake_for_nobody()
+            if is_ready(served):
                 return None  # it was about to be put to sleep
-        page = rendered(self._told(), self._name(), self._example(request), wakes=wakes)
-        headers = _HEADERS | {hdrs.RETRY_AFTER: str(self._retry_after())}
+        where = self._where(served)
+        page = rendered(_told(served), _name(served), self._example(request, served), wakes=wakes, where=where)
+        headers = _HEADERS | {hdrs.RETRY_AFTER: str(_retry_after(served))}
         return web.Response(status=503, body=page.encode(errors="replace"), headers=headers)
 
-    def tell(self) -> web.Response:
-        """What the page's script asks for, once a second."""
-        return web.json_response(asdict(self._told()), headers={hdrs.CACHE_CONTROL: "no-store"})
+    def tell(self, request: web.BaseRequest) -> web.Response:
+        """What the page's script asks for, once a second. Raises ModelNotFound."""
+        served = chosen(self._directory, request.query.get("model"))
+        return web.json_response(asdict(_told(served)), headers={hdrs.CACHE_CONTROL: "no-store"})
 
-    def _is_ready(self) -> bool:
-        return self._controller.endpoint is not None
+    def _where(self, served: Served) -> Where:
+        if self._directory.only is not None:
+            return Where()
+        name = quote(name_of(self._directory, served), safe="")
+        return Where(f"{_STATUS}&model={name}", f"{_START}&model_id={name}")
 
-    def _told(self) -> Told:
-        target = self._controller.target
-        return told(target, self._starts.settle(target), self._controller.now())
-
-    def _retry_after(self) -> int:
-        now = self._controller.now()
-        match self._controller.target.phase:
-            case Unknown():
-                return _RETRY_AFTER_UNKNOWN_SECONDS
-            case Failed(retry_at=retry_at):
-                return max(1, math.ceil(retry_at - now))
-            case _:
-                return self._starts.retry_after(now)
-
-    def _name(self) -> str:
-        ref, names = str(self._controller.target.ref), self._knowledge.models.names
-        shown = f"{names} ({ref})" if names else ref
-        return shown if len(shown) <= _NAME_CHARACTERS else f"{shown[: _NAME_CHARACTERS - 1]}…"
-
-    def _example(self, request: web.BaseRequest) -> str:
-        known = self._knowledge.models.models
-        body: dict[str, object] = {"model": known[0].id[:_NAME_CHARACTERS]} if known else {}
+    def _example(self, request: web.BaseRequest, served: Served) -> str:
+        known = served.knowledge.models.models
+        name = name_of(self._directory, served) if served.entry is not None else known[0].id if known else None
+        body: dict[str, object] = {} if name is None else {"model": name[:_NAME_CHARACTERS]}
         if self._api_path == _CHAT:
             body["messages"] = [{"role": "user", "content": "Hello"}]
         scheme = "https" if request.headers.get(hdrs.X_FORWARDED_PROTO) == "https" else request.scheme
@@ -249,17 +236,51 @@ class WaitingPage:
         return f"curl {url} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(json.dumps(body))}"
 
 
-def rendered(now: Told, name: str, example: str, *, wakes: bool) -> str:
+def _told(served: Served) -> Told:
+    target = served.controller.target
+    return told(target, served.starts.settle(target), served.controller.now())
+
+
+def _retry_after(served: Served) -> int:
+    now = served.controller.now()
+    match served.controller.target.phase:
+        case Unknown():
+            return _RETRY_AFTER_UNKNOWN_SECONDS
+        case Failed(retry_at=retry_at):
+            return max(1, math.ceil(retry_at - now))
+        case _:
+            return served.starts.retry_after(now)
+
+
+def _name(served: Served) -> str:
+    ref, names = str(served.controller.target.ref), served.knowledge.models.names
+    if served.entry is not None:
+        ref, names = served.entry.name, ", ".join(served.entry.names)
+    shown = f"{names} ({ref})" if names and names != ref else ref
+    return shown if len(shown) <= _NAME_CHARACTERS else f"{shown[: _NAME_CHARACTERS - 1]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a page asks how its target is, and where its button has it woken."""
+
+    status: str = _STATUS
+    start: str = _START
+
+
+def rendered(now: Told, name: str, example: str, *, wakes: bool, where: Where | None = None) -> str:
     """The page. `name` is whose it is, `example` a command for who is no browser; `wakes`: to load it again wakes."""
+    where = where or Where()
     looks = not (wakes and now.phase in ("failed", "asleep"))  # by itself it may look again, but not try again
     words = {field: html.escape(str(value)) for field, value in asdict(now).items()} | {
         "name": html.escape(name),
         "example": html.escape(example),
         "wakes": "yes" if wakes else "no",
+        "status": html.escape(where.status),
         "doing_hidden": "" if now.doing else " hidden",
         "cause_hidden": "" if now.cause else " hidden",
         "progress": _progress(now),
-        "action": _action(now, wakes=wakes, looks=looks),
+        "action": _action(now, where, wakes=wakes, looks=looks),
         "refresh": f'<noscript><meta http-equiv="refresh" content="{_REFRESH_SECONDS}"></noscript>' if looks else "",
     }
     return _PAGE.substitute(words)
@@ -290,29 +311,14 @@ def _progress(now: Told) -> str:
     return "" if now.progress is None else f' value="{now.progress}"'
 
 
-def _action(now: Told, *, wakes: bool, looks: bool) -> str:
+def _action(now: Told, where: Where, *, wakes: bool, looks: bool) -> str:
     label, hidden = html.escape(now.action), "" if now.action else " hidden"
     if wakes:
         again = "" if looks or label else '\n<noscript><p><a href="">Look again</a></p></noscript>'
         return f'<p><a class="act" id="act" href=""{hidden}>{label}</a></p>{again}'
-    return f'<form method="post" action="{_START}"><button class="act" id="act"{hidden}>{label}</button></form>'
-
-
-def _hash(tag: str) -> str:
-    """The only content of this element that the page may have, for its Content-Security-Policy."""
-    content = _TEMPLATE.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    start = html.escape(where.start)
+    return f'<form method="post" action="{start}"><button class="act" id="act"{hidden}>{label}</button></form>'
 
 
 _PAGE = Template(_TEMPLATE)
-_HEADERS = {
-    hdrs.CONTENT_TYPE: "text/html; charset=utf-8",
-    hdrs.CACHE_CONTROL: "no-store",
-    hdrs.VARY: hdrs.ACCEPT,
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src {_hash('style')}; script-src {_hash('script')}; connect-src 'self'; "
-        "img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
-    ),
-    "Referrer-Policy": "same-origin",  # the button says with it where to come back to
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = html_headers(_TEMPLATE)

@@ -1,0 +1,170 @@
+"""What /proxy/models/* and /proxy/operations/* take and answer: which models there are, which run, and who chooses.
+
+The names of fields are those that clients of these routes know, whatever is usual here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_chill.api.models import ModelState, max_model_len
+from vllm_chill.api.status import PhaseName, TargetStatus
+from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.models import Models
+from vllm_chill.core.target import Target
+
+_NAME = Field(min_length=1, max_length=1024)
+
+
+class AvailableModel(BaseModel):
+    """A model that can be asked for. What is not known is null."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """Its own name; the target's where there is no catalogue."""
+    servedModelName: str | None  # noqa: N815
+    """What requests call it."""
+    modelName: str | None  # noqa: N815
+    """What the engine loads."""
+    maxModelLen: int | None  # noqa: N815
+    gpuCount: int | None  # noqa: N815
+    """The GPUs of one replica."""
+    aliases: list[str]
+    """What else requests may call it, adapters among them."""
+    group: str | None
+    """At most one model of a group is awake at a time."""
+    state: PhaseName
+    eta_seconds: int | None
+    """In how many seconds it is likely to be ready once it is woken, or is now if it wakes."""
+
+
+class AvailableModels(BaseModel):
+    """The answer to GET /proxy/models/available."""
+
+    model_config = ConfigDict(frozen=True)
+
+    models: list[AvailableModel]
+    count: int
+
+
+class RunningConfig(BaseModel):
+    """What the active model runs with, as far as it is known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    modelName: str | None  # noqa: N815
+    servedModelName: str | None  # noqa: N815
+    maxModelLen: int | None  # noqa: N815
+    toolCallParser: str | None  # noqa: N815
+    reasoningParser: str | None  # noqa: N815
+
+
+class RunningModel(BaseModel):
+    """A model that has its GPUs, or is about to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    servedModelName: str | None  # noqa: N815
+    state: PhaseName
+    replicas: int | None
+    waiting: int
+    in_flight: int
+
+
+class RunningModels(BaseModel):
+    """The answer to GET /proxy/models/running. The active model is that of requests that name none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    active_model: str | None
+    running: bool
+    """Whether the active model has its GPUs."""
+    state: PhaseName | None
+    config: RunningConfig | None
+    models: list[RunningModel]
+
+
+class SwitchAsked(BaseModel):
+    """The body of POST /proxy/models/switch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model_id: str = _NAME
+    """Any name of a model: its served name, an alias, an adapter, its object's own."""
+    wake: bool = False
+    """Whether to wake it too; else the next request for it does."""
+
+
+class Switched(BaseModel):
+    """The answer to POST /proxy/models/switch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str
+    active_model: str
+    note: str
+
+
+class OperationAsked(BaseModel):
+    """The body of POST /proxy/operations/*, which may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model_id: str | None = Field(None, min_length=1, max_length=1024)
+    """Any name of a model; that of requests which name none if it is not given."""
+
+
+class OperationDone(BaseModel):
+    """The answer to POST /proxy/operations/*."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["success"] = "success"
+    message: str
+    target: TargetStatus
+
+
+def available_model(entry: ModelEntry | None, target: Target, known: Models, state: ModelState) -> AvailableModel:
+    """A model of the catalogue, or that of the one target where there is none."""
+    first = next(iter(known.models), None)
+    if entry is None:
+        root = first.card.get("root") if first is not None else None
+        return AvailableModel(
+            name=str(target.ref),
+            servedModelName=first.id if first is not None else None,
+            modelName=root if isinstance(root, str) else None,
+            maxModelLen=max_model_len(None, known),
+            gpuCount=None,
+            aliases=[model.id for model in known.models[1:]],
+            group=None,
+            state=state.state,
+            eta_seconds=state.eta,
+        )
+    return AvailableModel(
+        name=entry.name,
+        servedModelName=entry.served,
+        modelName=entry.model,
+        maxModelLen=max_model_len(entry, known),
+        gpuCount=entry.gpus,
+        aliases=list(entry.names[1:]),
+        group=entry.group,
+        state=state.state,
+        eta_seconds=state.eta,
+    )
+
+
+def running_config(entry: ModelEntry | None, model: AvailableModel) -> RunningConfig:
+    """What an available model runs with."""
+    facts = entry.facts if entry is not None else {}
+    tools, reasoning = facts.get("toolCallParser"), facts.get("reasoningParser")
+    return RunningConfig(
+        modelName=model.modelName,
+        servedModelName=model.servedModelName,
+        maxModelLen=model.maxModelLen,
+        toolCallParser=tools if isinstance(tools, str) and tools else None,
+        reasoningParser=reasoning if isinstance(reasoning, str) and reasoning else None,
+    )

@@ -1,0 +1,62 @@
+"""What a request to one of the proxy's own routes asks for, in its query and its body."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ValidationError
+
+from vllm_chill.errors import BadRequest
+
+_BODY_BYTES = 64 * 1024
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
+    """A flag of the query. Raises BadRequest for what is neither true nor false."""
+    match request.query.get(name):
+        case None:
+            return default
+        case "true" | "1" | "":
+            return True
+        case "false" | "0":
+            return False
+        case other:
+            raise BadRequest(f'{name}="{other}" is not known; give true or false.')
+
+
+async def body(request: web.BaseRequest, shape: type[Shape], example: str) -> Shape | None:
+    """The JSON in the body, whatever Content-Type says; None if there is no body. Raises BadRequest."""
+    text = await _read(request)
+    if not text.strip():
+        return None
+    try:
+        return shape.model_validate_json(text)
+    except ValidationError as error:
+        what = _complaints(error)
+        raise BadRequest(f"the body is not what this takes: {what}; send JSON such as {example}") from None
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    text = bytearray()
+    try:
+        async for chunk in request.content.iter_chunked(_BODY_BYTES):
+            text += chunk
+            if len(text) > _BODY_BYTES:
+                raise BadRequest(f"the body is longer than {_BODY_BYTES >> 10} KiB; nothing here takes as much")
+    except web.RequestPayloadError as error:
+        raise BadRequest(f"the body is broken: {error}") from None
+    return bytes(text)
+
+
+def _complaints(error: ValidationError) -> str:
+    found = []
+    for one in error.errors(include_url=False, include_input=False, include_context=False):
+        where = ".".join(str(part) for part in one["loc"])
+        what = f"{one['msg'][0].lower()}{one['msg'][1:]}"
+        found.append(f"{where}: {what}" if where else what)
+    return "; ".join(found)

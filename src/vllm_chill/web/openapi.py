@@ -1,0 +1,199 @@
+"""What the proxy's own routes take and answer, as an OpenAPI 3.1 document, made from the routes and the shapes.
+
+The engine's own API is not in it: that is whatever the engine says at /openapi.json while it is awake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from vllm_chill.api.choice import (
+    AvailableModels,
+    OperationAsked,
+    OperationDone,
+    RunningModels,
+    SwitchAsked,
+    Switched,
+)
+from vllm_chill.api.gpu import GpuStatsAnswer
+from vllm_chill.api.status import ProxyStatus
+from vllm_chill.api.version import Build
+from vllm_chill.core.routing import TABLE, Route
+
+_OPENMETRICS = "application/openmetrics-text"
+_REF = "#/components/schemas/{model}"
+
+_ERROR = {
+    "type": "object",
+    "description": "The body of every error answer, as OpenAI's API has it.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "param"],
+            "properties": {
+                "message": {"type": "string", "description": "What went wrong, and what to do."},
+                "type": {"type": "string"},
+                "code": {"type": "string", "description": "What programs tell errors apart by."},
+                "param": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+_WAIT = {"type": "string", "enum": ["true", "false", "1", "0", ""]}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the query."""
+
+    name: str
+    description: str
+    schema: Mapping[str, object]
+
+    def describe(self) -> dict[str, object]:
+        """As the document has it."""
+        return {"name": self.name, "in": "query", "description": self.description, "schema": dict(self.schema)}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one route takes and answers. `answers` has for each status a shape, or a media type, or None for no body;
+    statuses of errors have OpenAI's envelope. `needs_body`: the request must have one.
+    """
+
+    summary: str
+    answers: Mapping[int, type[BaseModel] | str | tuple[str, ...] | None]
+    errors: Mapping[int, str] = field(default_factory=dict)
+    body: type[BaseModel] | None = None
+    needs_body: bool = False
+    parameters: tuple[Parameter, ...] = ()
+
+
+_MODEL_ID = Parameter("model_id", "Any name of a model; the body's comes first.", _NAME)
+_UNREAD = {503: "The models have not been read yet."}
+_NOT_WHICH = {400: "The request is not understood, or names no model where it has to.", 404: "No such model."}
+
+OPERATIONS: dict[Route, Operation] = {
+    Route.PROXY_METRICS: Operation(
+        "The proxy's own metrics, as Prometheus text or OpenMetrics", {200: ("text/plain", _OPENMETRICS)}
+    ),
+    Route.PROXY_STATUS: Operation("How every target is", {200: ProxyStatus}),
+    Route.PROXY_VERSION: Operation("Which build this is", {200: Build}),
+    Route.PROXY_START: Operation(
+        "Wake a model",
+        {200: OperationDone, 202: OperationDone, 303: None},
+        _NOT_WHICH | {429: "Too many requests wait for it.", 503: "It could not be woken; the message has the cause."},
+        body=OperationAsked,
+        parameters=(
+            Parameter("wait", "Whether to answer once it is ready (the default), or at once with 202.", _WAIT),
+            _MODEL_ID,
+        ),
+    ),
+    Route.PROXY_STOP: Operation(
+        "Put a model to sleep, once its answers have ended",
+        {200: OperationDone},
+        _NOT_WHICH | {503: "It is not known how it is, or the backend did not scale it to 0."},
+        body=OperationAsked,
+        parameters=(_MODEL_ID,),
+    ),
+    Route.PROXY_AVAILABLE: Operation("Every model that can be asked for", {200: AvailableModels}, _UNREAD),
+    Route.PROXY_RUNNING: Operation("The models that have their GPUs now", {200: RunningModels}),
+    Route.PROXY_SWITCH: Operation(
+        "Make a model that of requests which name none",
+        {200: Switched},
+        {
+            400: "The body is not understood.",
+            404: "No such model; the message names those there are.",
+            409: "This proxy has one target, and nothing to switch between.",
+            429: "Too many requests wait for it.",
+            503: "The switch did not come to its end.",
+        },
+        body=SwitchAsked,
+        needs_body=True,
+        parameters=(Parameter("wait", "Whether to answer once the switch is done; at once by default.", _WAIT),),
+    ),
+    Route.PROXY_STATS: Operation(
+        "Statistics of the GPUs, a second old at the most",
+        {200: GpuStatsAnswer},
+        {503: "Nothing here tells how the GPUs are; the message says what to configure."},
+    ),
+    Route.PROXY_OPENAPI: Operation("This document", {200: "application/json"}),
+    Route.HEALTH: Operation("Whether the process lives", {200: "text/plain"}),
+    Route.READYZ: Operation("Whether requests may be sent here", {200: "text/plain", 503: "text/plain"}),
+    Route.ROBOTS: Operation("What crawlers are told", {200: "text/plain"}),
+}
+"""Every route with a path of its own that is the proxy's own whether the target sleeps or not."""
+
+
+@cache
+def document(version: str) -> dict[str, Any]:
+    """The whole document. It is always the same one: not to be changed."""
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = []
+    for operation in OPERATIONS.values():
+        if operation.body is not None:
+            modes.append((operation.body, "validation"))
+        modes += [(answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)]
+    _, definitions = models_json_schema(list(dict.fromkeys(modes)), ref_template=_REF)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "vllm-chill",
+            "version": version,
+            "summary": "What is asked of the proxy itself.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": {
+            TABLE[route].path: {
+                method.lower(): _described(route, operation, method) for method in sorted(TABLE[route].methods)
+            }
+            for route, operation in OPERATIONS.items()
+        },
+        "components": {"schemas": {"Error": _ERROR, **definitions["$defs"]}},
+    }
+
+
+def _described(route: Route, operation: Operation, method: str) -> dict[str, object]:
+    described: dict[str, object] = {
+        "operationId": f"{method.lower()}_{route.name.lower()}",
+        "summary": operation.summary,
+        "responses": {
+            **{str(status): _answer(route, answer, method) for status, answer in operation.answers.items()},
+            **{str(status): _error(why, method) for status, why in operation.errors.items()},
+        },
+    }
+    if operation.parameters:
+        described["parameters"] = [parameter.describe() for parameter in operation.parameters]
+    if operation.body is not None:
+        content = {"application/json": {"schema": _ref(operation.body)}}
+        described["requestBody"] = {"required": operation.needs_body, "content": content}
+    return described
+
+
+def _answer(route: Route, answer: type[BaseModel] | str | tuple[str, ...] | None, method: str) -> dict[str, object]:
+    words = TABLE[route].asleep or ""
+    if answer is None or method == "HEAD":
+        return {"description": words}
+    if isinstance(answer, type):
+        return {"description": words, "content": {"application/json": {"schema": _ref(answer)}}}
+    kinds = (answer,) if isinstance(answer, str) else answer
+    schema = {"type": "object"} if answer == "application/json" else {"type": "string"}
+    return {"description": words, "content": {kind: {"schema": schema} for kind in kinds}}
+
+
+def _error(why: str, method: str) -> dict[str, object]:
+    if method == "HEAD":
+        return {"description": why}
+    return {"description": why, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
+
+
+def _ref(shape: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=shape.__name__)}
