@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.switching import Claim, Plan, Rules, Standing, contends, excludes, plan, too_large
@@ -41,6 +42,8 @@ class Fleet:
 
     def __init__(self, rules: Rules, switched: Switched = lambda *_: None) -> None:
         self.active: str | None = None
+        self.changed: Callable[[str], None] | None = None
+        """Called with the name of a model whose controller has changed."""
         self._rules = rules
         self._switched = switched
         self._members: dict[str, _Member] = {}
@@ -53,7 +56,7 @@ class Fleet:
         member = self._members.get(claim.name)
         if member is None or member.controller is not controller:
             self._members[claim.name] = _Member(claim, controller)
-            controller.on_change = self._news.set
+            controller.on_change = partial(self._changed, claim.name)
         else:
             member.claim = claim
         if contends(claim, self._rules):
@@ -63,12 +66,16 @@ class Fleet:
         self._news.set()
 
     def remove(self, name: str) -> None:
-        """Have a model no longer take part."""
+        """Have a model no longer take part; what becomes of it is told on."""
         member = self._members.pop(name, None)
         if member is not None:
-            member.controller.on_change = None
             member.controller.awaited = False
         self._news.set()
+
+    def _changed(self, name: str) -> None:
+        self._news.set()
+        if self.changed is not None:
+            self.changed(name)
 
     async def run(self) -> None:
         """Carry out the plans, until cancelled."""
