@@ -183,9 +183,9 @@ class TestPod:
             ({"gpuCount": 2, "gpuResource": "amd.com/gpu"}, {"limits": {"amd.com/gpu": "2"}}),
             (
                 {"resources": {"requests": {"cpu": 2}, "limits": {"memory": "64Gi"}}},
-                {"requests": {"cpu": 2}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "1"}},
+                {"requests": {"cpu": "2"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "1"}},
             ),
-            ({"gpuCount": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}}, {"limits": {"nvidia.com/gpu": 1}}),
+            ({"gpuCount": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}}, {"limits": {"nvidia.com/gpu": "1"}}),
         ],
         ids=str,
     )
@@ -218,6 +218,9 @@ class TestVariables:
         made = variables(env=[{"name": "HF_HOME", "value": "/x"}, {"name": "POD", "valueFrom": source}])
         assert made["HF_HOME"] == {"value": "/x"}
         assert made["POD"] == {"valueFrom": source}
+
+    def test_one_may_be_empty(self) -> None:
+        assert variables(env=[{"name": "HF_TOKEN", "value": ""}])["HF_TOKEN"] == {}
 
 
 class TestProbes:
@@ -292,8 +295,8 @@ SPECS = st.fixed_dictionaries(
 
 
 def nothings(value: Any, path: str = "") -> Iterator[str]:
-    """Where something is empty. A volume of no size and a variable of no value are what they should be."""
-    if value in (None, "", {}, []) and not path.endswith((".emptyDir", ".value")):
+    """Where something is empty. A volume of no size is what it should be."""
+    if value in (None, "", {}, []) and not path.endswith(".emptyDir"):
         yield path
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from nothings(inner, f"{path}.{key}")
