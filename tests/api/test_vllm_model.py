@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -208,7 +208,7 @@ class TestLenience:
 class TestExistingObjects:
     """Objects that were written for a CRD with fewer fields, all of them required, and the parsers as an enum."""
 
-    CODER = {
+    CODER: ClassVar[dict[str, Any]] = {
         "modelName": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8",
         "servedModelName": "qwen3-coder-30b-fp8",
         "toolCallParser": "qwen3_coder",
@@ -223,7 +223,7 @@ class TestExistingObjects:
         "enablePrefixCaching": True,
         "enableAutoToolChoice": True,
     }
-    R1 = {
+    R1: ClassVar[dict[str, Any]] = {
         **CODER,
         "modelName": "neuralmagic/DeepSeek-R1-Distill-Qwen-32B-FP8-dynamic",
         "servedModelName": "deepseek-r1-fp8",
