@@ -19,8 +19,7 @@ from prometheus_client import CollectorRegistry
 from vllm_chill.api.version import Build
 from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.control.knowledge import Served as ServedCommand
+from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.control.prober import Probing, ProbingBackend
 from vllm_chill.core.models import check_model
 from vllm_chill.core.routing import Routes, parse_wake_paths
@@ -28,11 +27,12 @@ from vllm_chill.core.target import Endpoint, Limits, Ready, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import ClusterBackend, GpuStats, Recorder, StartHistory
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
-from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.relay import RelayTimeouts
-from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.proxy.served import Directory
+from vllm_chill.proxy.served import Served as ServedTarget
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
@@ -172,7 +172,11 @@ class Record:
 
 
 def hold_desk(
-    controller: ScaleController, options: HoldOptions, starts: StartRecord, knowledge: ModelKnowledge
+    controller: ScaleController,
+    options: HoldOptions,
+    budget: Budget,
+    starts: StartRecord,
+    knowledge: ModelKnowledge,
 ) -> HoldDesk:
     """Where requests wait, and what they are told: from the record of the starts, and what is known of the models."""
 
@@ -183,6 +187,7 @@ def hold_desk(
     return HoldDesk(
         controller,
         options,
+        budget,
         lambda position: starts.describe(controller.now(), position or None),
         lambda: starts.retry_after(controller.now()),
         check=lambda call: check_model(call, knowledge.models),
@@ -227,7 +232,7 @@ class World:
 
     backend: ClusterBackend
     history: StartHistory | None
-    served: ServedCommand
+    served: Served
 
 
 @contextlib.asynccontextmanager
@@ -312,12 +317,13 @@ async def serve(
             lambda: starts.retry_after(controller.now()),
         )
         metrics.follow(lambda: controller.target, controller.now)
-        desk = hold_desk(controller, options.hold, starts, knowledge)
-        proxy = ProxyHandler(controller, desk, pool, metrics, options)
-        directory = Directory(desk.budget, Served(controller, desk, starts, knowledge))
+        budget = Budget(options.hold.body_budget)
+        desk = hold_desk(controller, options.hold, budget, starts, knowledge)
+        directory = Directory(budget, ServedTarget(controller, desk, starts, knowledge))
+        proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(
             directory,
-            lambda request, _: proxy.scrape(request),
+            proxy.scrape,
             metrics,
             build(),
             lambda: server.draining,

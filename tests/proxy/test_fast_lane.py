@@ -33,16 +33,19 @@ from tests.proxy.wire import (
 )
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.routing import Routes
 from vllm_chill.core.target import Endpoint, Limits, TargetRef
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
-from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.server import ProxyServer
 
 
@@ -103,8 +106,10 @@ async def lane_to(
         running = asyncio.create_task(controller.run())
         stack.callback(running.cancel)
         options = ProxyOptions(HoldOptions(5), replay_bytes, RelayTimeouts(2, response))
-        desk = HoldDesk(controller, options.hold, lambda _: "waking", lambda: 7)
-        handler = ProxyHandler(controller, desk, pool, metrics, options)
+        budget = Budget(options.hold.body_budget)
+        desk = HoldDesk(controller, options.hold, budget, lambda _: "waking", lambda: 7)
+        served = Served(controller, desk, StartRecord(controller.target.ref, metrics), ModelKnowledge())
+        handler = ProxyHandler(Directory(budget, served), pool, metrics, options)
         slow: list[str] = []
 
         async def proxied(request: web.BaseRequest) -> web.StreamResponse:

@@ -18,15 +18,15 @@ from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
 from vllm_chill.app import Record, hold_desk
 from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.control.knowledge import Served as ServedCommand
+from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
-from vllm_chill.proxy.hold import HoldDesk
+from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
-from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.proxy.served import Directory
+from vllm_chill.proxy.served import Served as ServedTarget
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
@@ -120,7 +120,7 @@ async def stage(
     keep_abandoned: bool = True,
     orphan: float | None = None,
     wake_paths: str = "default",
-    served: ServedCommand = lambda: None,
+    served: Served = lambda: None,
     ref: TargetRef = REF,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
@@ -154,13 +154,14 @@ async def stage(
         metrics.follow(lambda: controller.target, controller.now)
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
-        desk = hold_desk(controller, options.hold, starts, knowledge)
-        handler = ProxyHandler(controller, desk, pool, metrics, options)
+        budget = Budget(options.hold.body_budget)
+        desk = hold_desk(controller, options.hold, budget, starts, knowledge)
+        directory = Directory(budget, ServedTarget(controller, desk, starts, knowledge))
+        handler = ProxyHandler(directory, pool, metrics, options)
         routes = Routes(parse_wake_paths(wake_paths))
-        directory = Directory(desk.budget, Served(controller, desk, starts, knowledge))
         admin = AdminApi(
             directory,
-            lambda request, _: handler.scrape(request),
+            handler.scrape,
             metrics,
             Build(version="test"),
             lambda: server.draining,

@@ -105,6 +105,10 @@ class Catalogue:
         names = (*entry.names, entry.name)
         return tuple(dict.fromkeys(name for name in names if self._by_name.get(name) is entry))
 
+    def by_name(self) -> Iterable[tuple[str, ModelEntry]]:
+        """Every name, and whose it is."""
+        return self._by_name.items()
+
     @property
     def names(self) -> str:
         """The served names, for a sentence."""

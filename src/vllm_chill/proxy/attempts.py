@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.control.controller import Lease
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.exchange import StaleConnection
-from vllm_chill.proxy.hold import Caller, HoldDesk
+from vllm_chill.proxy.hold import Caller
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.served import Choice
 from vllm_chill.telemetry.metrics import Metrics
 
 _NEWS_SECONDS = 1.0
@@ -51,11 +52,10 @@ class Attempts:
         "fresh",
     )
 
-    def __init__(
-        self, controller: ScaleController, desk: HoldDesk, metrics: Metrics, options: ProxyOptions, caller: Caller
-    ) -> None:
+    def __init__(self, choice: Choice, metrics: Metrics, options: ProxyOptions, caller: Caller) -> None:
+        controller = choice.served.controller
         self._controller = controller
-        self._desk = desk
+        self._desk = choice.served.desk
         self._caller = caller
         self._metrics = metrics
         self._held = False

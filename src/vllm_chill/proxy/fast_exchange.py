@@ -23,8 +23,9 @@ from vllm_chill.proxy.committed import Committed, CommittedFraming, Kind
 from vllm_chill.proxy.exchange import Downstream, Exchange, silent
 from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
-from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
+from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
+from vllm_chill.proxy.served import Choice, Directory
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 _CLIENT_LEFT = 499
@@ -46,16 +47,16 @@ class Counter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FastLane:
-    """What the connections share. `lease_now` gives a lease if the target is ready, `attempts` begins to try in all
-    other ways. `cut` is told of a response that ended early, `aborted` of one that the engine gave up. Bodies of up to
-    `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed.
+    """What the connections share. `only` is where all requests go, None where each has to say; `attempts` begins to try
+    in all ways that take time. `cut` is told of a response that ended early, `aborted` of one that the engine gave up.
+    Bodies of up to `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed.
 
     `heads` has the heads that the connections know, so that those of one client's many connections are one.
     """
 
-    lease_now: Callable[[], Lease | None]
-    attempts: Callable[[Caller], Attempts]
-    desk: HoldDesk
+    directory: Directory
+    only: Choice | None
+    attempts: Callable[[Caller, Choice], Attempts]
     cut: Callable[[], None]
     aborted: Callable[[], None]
     counter: Counter
@@ -64,6 +65,19 @@ class FastLane:
     body_bytes: int
     route_of: Callable[[str, str], Route] = route_of
     heads: KnownHeads = field(default_factory=KnownHeads)
+
+    def streams(self, size: int) -> bool:
+        """Whether a small body that is not whole goes on as it comes."""
+        only = self.only
+        return only.served.desk.streams(size) if only is not None else not self.directory.budget.has(size)
+
+    def gather(self, size: int) -> None:
+        """Take a share of the budget for a body that is read whole. Raises as HoldDesk.gather does."""
+        if self.only is not None:
+            self.only.served.desk.gather(size)
+        else:
+            self.directory.refuse_early()
+            self.directory.budget.take(size)
 
 
 class Connection(Downstream, Protocol):
@@ -93,6 +107,7 @@ class FastExchange(Exchange):
     __slots__ = (
         "_attempts",
         "_begun",
+        "_choice",
         "_connection",
         "_lease",
         "_missing",
@@ -107,6 +122,7 @@ class FastExchange(Exchange):
     def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
         super().__init__(connection, connection.transport, ResponseFraming(), connection.lane.pool)
         self._connection = connection
+        self._choice = connection.lane.only
         self._plain = request
         self._begun = begun
         self._request: bytes | bytearray = b""
@@ -167,7 +183,7 @@ class FastExchange(Exchange):
         if len(data) < end:
             self._missing = end
             try:
-                self._connection.lane.desk.gather(size := self._plain.length or 0)
+                self._connection.lane.gather(size := self._plain.length or 0)
             except AnswerableError as error:
                 self._answer(error)
             else:
@@ -200,7 +216,10 @@ class FastExchange(Exchange):
         if self._share:
             self._give_back_share()
         lane = self._connection.lane
-        lease = self._lease = lane.lease_now()
+        choice = self._choice
+        if choice is None:
+            choice = self._choice = lane.directory.choose(None)
+        lease = self._lease = choice.served.controller.lease_now()
         connection = lane.pool.take(lease.endpoint) if lease is not None else None
         if connection is not None:
             self._send(connection, now)
@@ -248,7 +267,8 @@ class FastExchange(Exchange):
 
     async def _connected(self, failure: ChillError | None) -> UpstreamConnection:
         lane = self._connection.lane
-        attempts = self._attempts = self._attempts or lane.attempts(self)
+        assert self._choice is not None
+        attempts = self._attempts = self._attempts or lane.attempts(self, self._choice)
         while True:
             if failure is not None:
                 assert self._endpoint is not None
@@ -343,7 +363,7 @@ class FastExchange(Exchange):
 
     def _give_back_share(self) -> None:
         share, self._share = self._share, 0
-        self._connection.lane.desk.budget.give_back(share)
+        self._connection.lane.directory.budget.give_back(share)
 
     def _release(self) -> None:
         lease, self._lease = self._lease, None
@@ -370,15 +390,17 @@ class FastUpload(FastExchange):
     def start(self, data: bytes, now: float) -> None:
         lane = self._connection.lane
         self._missing = self._plain.start + (self._plain.length or 0)
+        choice = self._choice
+        assert choice is not None
         try:
-            lane.desk.refuse_early()
+            choice.served.desk.refuse_early()
         except AnswerableError as error:
             self._answer(error)
             return
         self._request = bytearray()
         self.more(data)
         # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
-        self._attempts = lane.attempts(self)
+        self._attempts = lane.attempts(self, choice)
         self._attempts.fresh = True
         self._attend(None)
 

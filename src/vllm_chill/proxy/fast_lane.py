@@ -145,7 +145,7 @@ class FastConnection(asyncio.Protocol):
         begun = self.loop.time()
         lane.counter.begun()
         length = request.length or 0
-        streamed = length > lane.body_bytes or (len(data) < request.start + length and lane.desk.streams(length))
+        streamed = length > lane.body_bytes or (len(data) < request.start + length and lane.streams(length))
         kind = FastUpload if streamed else FastExchange
         exchange = self._exchange = kind(self, request, begun)
         exchange.start(data, begun)

@@ -6,7 +6,6 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from vllm_chill.api.openai import error_envelope
-from vllm_chill.control.controller import ScaleController
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
@@ -15,6 +14,7 @@ from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
 from vllm_chill.proxy.relay import relay
+from vllm_chill.proxy.served import Choice, Directory, Served
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
@@ -23,28 +23,21 @@ __all__ = ["ProxyHandler", "ProxyOptions"]
 
 
 class ProxyHandler:
-    """Proxies requests to one target."""
+    """Proxies requests to the targets of a directory."""
 
-    def __init__(
-        self,
-        controller: ScaleController,
-        desk: HoldDesk,
-        pool: UpstreamPool,
-        metrics: Metrics,
-        options: ProxyOptions,
-    ) -> None:
-        self._controller = controller
-        self._desk = desk
+    def __init__(self, directory: Directory, pool: UpstreamPool, metrics: Metrics, options: ProxyOptions) -> None:
+        self._directory = directory
+        self._only = Choice(directory.only) if directory.only is not None else None
         self._pool = pool
         self._metrics = metrics
         self._options = options
 
     def fast_lane(self, counter: Counter) -> FastLane:
-        """The way of plain requests past the server's tasks, to the same target."""
+        """The way of plain requests past the server's tasks, to the same targets."""
         return FastLane(
-            self._controller.lease_now,
+            self._directory,
+            self._only,
             self._attempts,
-            self._desk,
             self._metrics.responses_cut.inc,
             self._metrics.responses_aborted.inc,
             counter,
@@ -61,16 +54,18 @@ class ProxyHandler:
         expects = _expects_continue(request)
         body = RequestBody(request, self._options.replay_bytes)
         caller = _Caller(request, body)
-        attempts = self._attempts(caller)
+        choice = self._only or self._directory.choose(None)
+        attempts = self._attempts(caller, choice)
+        desk = choice.served.desk
         if (protocol := upgrade_of(request)) is not None:
             with await attempts.lease() as lease:
                 return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
         try:
             if size := body.missing:
-                if self._desk.streams(size):
+                if desk.streams(size):
                     body.stream()
                 else:
-                    expects = await self._load(request, body, size, expects=expects)
+                    expects = await self._load(request, body, desk, size, expects=expects)
             return await self._attempt(request, body, attempts, caller, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
@@ -83,15 +78,17 @@ class ProxyHandler:
                 caller.cut_off()  # or an answer to the error would stand within the response that it has
             raise
 
-    async def _load(self, request: web.BaseRequest, body: RequestBody, size: int, *, expects: bool) -> bool:
+    async def _load(
+        self, request: web.BaseRequest, body: RequestBody, desk: HoldDesk, size: int, *, expects: bool
+    ) -> bool:
         """Read a small body whole; whether its client has yet to be told to send."""
-        self._desk.gather(size)
+        desk.gather(size)
         try:
             if expects:
                 expects = await _say_continue(request)
             await body.load()
         finally:
-            self._desk.budget.give_back(size)
+            desk.budget.give_back(size)
         return expects
 
     async def _attempt(
@@ -122,9 +119,10 @@ class ProxyHandler:
                     return response
             await attempts.after(failure, lease.endpoint, replayable=body.replayable)
 
-    async def scrape(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        """Pass a request to the target without a use of it being counted; None if the target is not ready."""
-        endpoint = self._controller.endpoint
+    async def scrape(self, request: web.BaseRequest, served: Served | None = None) -> web.StreamResponse | None:
+        """Pass a request to a target, or the only one, without a use of it being counted; None if it is not ready."""
+        served = served or self._directory.only
+        endpoint = served.controller.endpoint if served is not None else None
         if endpoint is None:
             return None
         if _expects_continue(request):
@@ -132,8 +130,8 @@ class ProxyHandler:
         body = RequestBody(request, self._options.replay_bytes)
         return await relay(request, body, endpoint, self._pool, self._options.timeouts)
 
-    def _attempts(self, caller: Caller) -> Attempts:
-        return Attempts(self._controller, self._desk, self._metrics, self._options, caller)
+    def _attempts(self, caller: Caller, choice: Choice) -> Attempts:
+        return Attempts(choice, self._metrics, self._options, caller)
 
 
 class _Caller:

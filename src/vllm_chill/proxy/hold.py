@@ -74,14 +74,16 @@ class Budget:
 
 
 class HoldDesk:
-    """Where requests to one target wait. `check` raises an AnswerableError for a call that the target cannot serve;
-    `answered` is called with the first bytes of the answer to a request that was held.
+    """Where requests to one target wait. `budget` is that of all bodies that are held, whatever their target; `check`
+    raises an AnswerableError for a call that the target cannot serve; `answered` is called with the first bytes of the
+    answer to a request that was held.
     """
 
     def __init__(
         self,
         controller: ScaleController,
         options: HoldOptions,
+        budget: Budget,
         describe: Describe,
         retry_after: Callable[[], int],
         check: Callable[[Call], None] = lambda _: None,
@@ -89,7 +91,7 @@ class HoldDesk:
     ) -> None:
         self.answered = answered
         self.options = options
-        self.budget = Budget(options.body_budget)
+        self.budget = budget
         self._controller = controller
         self._describe = describe
         self._retry_after = retry_after

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.core.catalogue import Catalogue, ModelEntry
-from vllm_chill.errors import BadRequest, ModelNotFound, ServiceUnavailable
+from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
+from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
 
@@ -36,6 +36,19 @@ class Served:
         """What it is called in the API: the model's object name, else the target's."""
         return self.entry.name if self.entry is not None else str(self.controller.target.ref)
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether what it answers is not passed on byte for byte."""
+        return self.entry is not None and self.entry.rewrites_tool_calls
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Where a request goes: its target, and the adapter that has to be loaded there before, if it asks for one."""
+
+    served: Served
+    adapter: Adapter | None = None
+
 
 class Directory:
     """The targets of one proxy. `only` is the one of a proxy without a catalogue, for all requests whatever they name.
@@ -51,6 +64,7 @@ class Directory:
         self.trouble: str | None = None if only is not None else "it has not been read yet"
         self.catalogue = Catalogue()
         self._served: dict[str, Served] = {}
+        self._choices: dict[str, Choice] = {}
 
     def __iter__(self) -> Iterator[Served]:
         return iter((self.only,) if self.only is not None else tuple(self._served.values()))
@@ -59,35 +73,45 @@ class Directory:
         """Serve these from now on; requests that are under way go on with what they have."""
         self.catalogue = catalogue
         self._served = {one.name: one for one in served}
+        self._choices = {}
+        for name, entry in catalogue.by_name():
+            if (found := self._served.get(entry.name)) is not None:
+                self._choices[name] = Choice(found, entry.adapter(name) if entry.loads_adapters else None)
         self.trouble = None
 
     def find(self, name: str) -> Served | None:
         """The target of a served name, an alias, an adapter or an object's own name."""
         if self.only is not None:
             return self.only
-        entry = self.catalogue.find(name)
-        return None if entry is None else self._served.get(entry.name)
+        choice = self._choices.get(name)
+        return None if choice is None else choice.served
 
     def of_call(self, model: str | None) -> Served:
-        """The target of a request that names this model, or none.
+        """The target of a request that names this model, or none. Raises as `choose` does."""
+        return self.only or self.choose(model).served
 
-        Raises ModelNotFound; BadRequest where a model has to be named; ServiceUnavailable while the models are unknown.
+    def choose(self, model: str | None) -> Choice:
+        """Where a request goes that names this model, or none. To be asked where there is a catalogue.
+
+        Raises ModelNotFound; BadRequest where a model has to be named; CatalogueUnknown while the models are unknown.
         """
-        if self.only is not None:
-            return self.only
         name = model or self.default
         if name is None:
             if len(self._served) == 1:
-                return next(iter(self._served.values()))
-            self._complain_of_trouble()
-            raise BadRequest(
-                f'the request names no model; say one in "model": {self.catalogue.names or "none is known"}'
-            )
-        found = self.find(name)
+                return Choice(next(iter(self._served.values())))
+            self.refuse_early()
+            raise BadRequest(f'the request names no model; say one in "model": {self.catalogue.names}')
+        found = self._choices.get(name)
         if found is None:
             self._complain_of_trouble()
             raise self.not_found(name)
         return found
+
+    def refuse_early(self) -> None:
+        """Raise what every request is answered with, whatever it names: there is no model yet."""
+        if not self._served:
+            self._complain_of_trouble()
+            raise ModelNotFound("there is no model yet; GET /v1/models lists those there are.")
 
     def not_found(self, name: str) -> ModelNotFound:
         """The error for a name that is nobody's."""
@@ -97,4 +121,4 @@ class Directory:
 
     def _complain_of_trouble(self) -> None:
         if self.trouble is not None:
-            raise ServiceUnavailable(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)
+            raise CatalogueUnknown(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)
