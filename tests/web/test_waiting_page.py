@@ -171,6 +171,15 @@ class Seen(HTMLParser):
         self.text.append(data)
 
 
+def hashes_of(page: str) -> dict[str, str]:
+    """What a policy has to say of the style and of the script in a page."""
+    hashes = {}
+    for tag in ("style", "script"):
+        [content] = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return hashes
+
+
 def page_with(text: str, *, wakes: bool = False) -> str:
     said = Told("failed", "Could not be woken", text, text, text, text, text, None, "Try again")
     return rendered(said, text, text, wakes=wakes)
@@ -193,9 +202,7 @@ class TestWhatCannotGetIntoIt:
     def test_the_policy_lets_the_pages_own_style_and_script_in_and_nothing_else(self) -> None:
         policy = dict(rule.strip().split(" ", 1) for rule in _HEADERS["Content-Security-Policy"].split(";"))
         page = page_with("x")
-        for tag in ("style", "script"):
-            [content] = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        for tag, digest in hashes_of(page).items():
             assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
         assert (policy["default-src"], policy["base-uri"], policy["connect-src"]) == ("'none'", "'none'", "'self'")
         assert not re.search(r"""\sstyle=|\son[a-z]+=|(?:src|href)="(?!"|data:,")|@import|url\(|://""", page)

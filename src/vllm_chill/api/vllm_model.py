@@ -310,6 +310,16 @@ def entry_of(model: VLLMModel, ref: TargetRef, *, gpu_count: int, created: str |
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
         rewrites_tool_calls=spec.tool_call_rewrite,
+        max_num_seqs=spec.max_num_seqs,
+        facts={
+            name: value
+            for name, value in (
+                ("maxModelLen", spec.max_model_len),
+                ("toolCallParser", spec.tool_call_parser),
+                ("reasoningParser", spec.reasoning_parser),
+            )
+            if value
+        },
         created=model.metadata.creation_timestamp if created is None else created,
     )
 

@@ -134,6 +134,9 @@ class Plan:
             limits = replace(limits, idle_seconds=math.inf, always_on=True)
         if entry.wake_seconds is not None:
             hold = replace(hold, seconds=entry.wake_seconds)
+        if bounds.in_flight is None and entry.max_num_seqs is not None:
+            # A little more than it works on at a time, so that it never waits for the next one.
+            bounds = replace(bounds, in_flight=entry.max_num_seqs + max(1, entry.max_num_seqs // 4))
         direct = self.settings.backend == "process" or self.settings.route == "pod"
         return TargetPlan(entry.ref, limits, bounds, hold, direct, entry)
 

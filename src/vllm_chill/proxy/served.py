@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
-from vllm_chill.errors import BadRequest, ModelNotFound, ServiceUnavailable
+from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
 
@@ -93,7 +93,7 @@ class Directory:
     def choose(self, model: str | None) -> Choice:
         """Where a request goes that names this model, or none. To be asked where there is a catalogue.
 
-        Raises ModelNotFound; BadRequest where a model has to be named; ServiceUnavailable while the models are unknown.
+        Raises ModelNotFound; BadRequest where a model has to be named; CatalogueUnknown while the models are unknown.
         """
         name = model or self.default
         if name is None:
@@ -121,4 +121,4 @@ class Directory:
 
     def _complain_of_trouble(self) -> None:
         if self.trouble is not None:
-            raise ServiceUnavailable(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)
+            raise CatalogueUnknown(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)

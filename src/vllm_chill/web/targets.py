@@ -29,10 +29,10 @@ def chosen(directory: Directory, name: str | None) -> Served:
         return served
     if (trouble := unread(directory)) is not None:
         raise CatalogueUnknown(f"the models are not known yet: {trouble}", retry_after_seconds=5)
-    if name is None:
-        known = directory.catalogue.names or "none is known"
-        raise BadRequest(f"this proxy serves several models; say which one in model_id: {known}")
-    raise directory.not_found(name)
+    if name is not None:
+        raise directory.not_found(name)
+    directory.refuse_early()
+    raise BadRequest(f"this proxy serves several models; say which one in model_id: {directory.catalogue.names}")
 
 
 def unread(directory: Directory) -> str | None:
