@@ -18,7 +18,8 @@ from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
 from vllm_chill.app import Record, hold_desk
 from vllm_chill.control.controller import Bounds, ScaleController
-from vllm_chill.control.knowledge import ModelKnowledge, Served
+from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
@@ -119,7 +120,7 @@ async def stage(
     keep_abandoned: bool = True,
     orphan: float | None = None,
     wake_paths: str = "default",
-    served: Served = lambda: None,
+    served: ServedCommand = lambda: None,
     ref: TargetRef = REF,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what

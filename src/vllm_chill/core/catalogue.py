@@ -28,10 +28,10 @@ class ModelEntry:
 
     `name` is that of its object, `served` the name that requests say, `model` what the engine loads. `group`: at most
     one of a group is awake at a time. `gpus` are those of one replica, taken from `pool`. `loads_adapters`: an adapter
-    is loaded when it is first asked for, rather than with the engine. `created` orders the claims for a name, oldest
-    first; `max_num_seqs` is how many requests one replica works on at a time. None stands for what the proxy's own settings say; an `idle_seconds` of infinity never sleeps. `facts` are
-    what else its object says and is only shown, under the object's own names: maxModelLen, toolCallParser,
-    reasoningParser.
+    is loaded when it is first asked for, rather than with the engine. `max_num_seqs` is how many requests one replica
+    works on at a time. `created` orders the claims for a name, oldest first. None stands for what the proxy's own
+    settings say; an `idle_seconds` of infinity never sleeps. `facts` are what else its object says and is only shown,
+    under the object's own names: maxModelLen, toolCallParser, reasoningParser.
     """
 
     name: str
