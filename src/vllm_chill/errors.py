@@ -25,6 +25,17 @@ class NoCredentials(SettingError):
     """No way to a Kubernetes API server was found."""
 
 
+class InvalidModel(ChillError):
+    """A model's object cannot be used. `name` is the object's, empty if it has none; `problems` has a sentence for
+    everything that is wrong with it.
+    """
+
+    def __init__(self, name: str, problems: tuple[str, ...]) -> None:
+        super().__init__(f'the model "{name}" cannot be used: {"; ".join(problems)}')
+        self.name = name
+        self.problems = problems
+
+
 class BackendError(ChillError):
     """A backend could not do what it was asked to."""
 
