@@ -12,12 +12,13 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_chill.core.objects import Collection, Json, metadata
 from vllm_chill.errors import BackendConflict, BackendError
 from vllm_chill.ports import ObjectsObserver
 
+_T = TypeVar("_T")
 _CREATED = "2026-01-01T00:00:00Z"
 # Lists of a workload whose items are merged one by one; all others are replaced as a whole.
 _KEYS = {"containers": "name", "env": "name", "ownerReferences": "uid", "ports": "port", "volumes": "name"}
@@ -35,7 +36,9 @@ class Said:
 
 
 class MemoryObjects:
-    """ports.ObjectStore. `said` are the events, oldest first; `fail_next` what the next writes raise."""
+    """ports.ObjectStore. `said` are the events, oldest first; `writes` what was done to which object. `fail_next` is
+    what the next writes raise, one by one, and `fail_applies` what every apply raises.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[Collection, dict[str, Json]] = defaultdict(dict)
@@ -45,6 +48,7 @@ class MemoryObjects:
         self.said: list[Said] = []
         self.writes: list[tuple[str, str]] = []
         self.fail_next: list[BackendError] = []
+        self.fail_applies: BackendError | None = None
 
     async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
         self._observers[collection].append(observer)
@@ -60,6 +64,8 @@ class MemoryObjects:
 
     async def apply(self, collection: Collection, item: Json, *, dry_run: bool = False) -> Json:
         await self._reach("apply" if not dry_run else "", item["metadata"]["name"])
+        if self.fail_applies is not None:
+            raise self.fail_applies
         name = item["metadata"]["name"]
         before, applied = self._objects[collection].get(name), self._applied.get((collection, name), {})
         version = metadata(item).get("resourceVersion")
@@ -71,7 +77,7 @@ class MemoryObjects:
         if dry_run:
             return after if before is None else {**after, "metadata": {**before["metadata"], **after["metadata"]}}
         self._applied[collection, name] = item
-        return self._store(collection, name, before, after)
+        return await _answered(self._store(collection, name, before, after))
 
     async def delete(self, collection: Collection, name: str, uid: str) -> None:
         await self._reach("delete", name)
@@ -81,11 +87,12 @@ class MemoryObjects:
 
     async def patch(self, collection: Collection, name: str, change: Json) -> Json | None:
         await self._reach("patch", name)
-        return self._patch(collection, name, {key: value for key, value in change.items() if key != "status"})
+        main = {key: value for key, value in change.items() if key != "status"}
+        return await _answered(self._patch(collection, name, main))
 
     async def patch_status(self, collection: Collection, name: str, status: Json) -> Json | None:
         await self._reach("status", name)
-        return self._patch(collection, name, {"status": status})
+        return await _answered(self._patch(collection, name, {"status": status}))
 
     async def record(self, about: Json, reason: str, message: str, *, warning: bool = False) -> None:
         await asyncio.sleep(0)
@@ -172,6 +179,13 @@ class MemoryObjects:
     def _forget(self, collection: Collection, name: str) -> None:
         del self._objects[collection][name]
         self._applied.pop((collection, name), None)
+
+
+async def _answered(item: _T) -> _T:
+    """The answer to a write, which may come after the watch has told of it."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return item
 
 
 def _merged(live: Any, item: Any, key: str = "") -> Any:

@@ -65,7 +65,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of a model. `problems` are those of its spec as it is now; `runs` says whether it, or an earlier
-    version of it, is served. `workload` is the condition UpToDate. `last_used` is a text as Kubernetes has times.
+    version of it, is served, and `warnings` are about that. `workload` is the condition UpToDate. `last_used` is a
+    text as Kubernetes has times.
     """
 
     problems: tuple[str, ...]
@@ -76,6 +77,7 @@ class Facts:
     clashes: tuple[Clash, ...] = ()
     last_wake_seconds: float | None = None
     last_used: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def status_of(facts: Facts, before: Mapping[str, Any], generation: int, at: str) -> Json:
@@ -156,7 +158,7 @@ def _conditions(facts: Facts) -> tuple[Condition, ...]:
     if facts.problems:
         valid = Condition("Valid", False, "SpecNotAccepted", "; ".join(facts.problems))
     else:
-        valid = Condition("Valid", True, "SpecAccepted")
+        valid = Condition("Valid", True, "SpecAccepted", "; ".join(facts.warnings))
     clash = Condition("Clash", False, "NamesAreItsOwn")
     if facts.clashes:
         clash = Condition("Clash", True, "NamesTaken", _clash(facts.clashes))
