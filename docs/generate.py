@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
+from pydantic.fields import FieldInfo
 
+from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus, accepts_of, fields_of, part_of, said_of
+from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
 from vllm_chill.core.events import (
     Arrived,
@@ -300,7 +304,45 @@ def _route_row(entry: Entry) -> str:
     return f"| {path} | {methods} | {yes[entry.wakes]} | {yes[entry.prolongs]} | {asleep} | {awake} |"
 
 
+# --- models ---
+
+_FIELDS = "<!-- From here on made by docs/generate.py; a test compares it with the code. -->"
+
+
+def models_page() -> str:
+    """Every field of a VLLMModel, after what was written by hand."""
+    page = (DOCS / "models.md").read_text() if (DOCS / "models.md").exists() else "# Models\n\n"
+    lines = [page.partition(_FIELDS)[0] + _FIELDS]
+    group = ""
+    for name, field in fields_of(VLLMModelSpec).items():
+        if said_of(field, "group") != group:
+            group = said_of(field, "group")
+            lines += ["", f"## {group}", "", "| field | what | accepts | in vLLM |", "|---|---|---|---|"]
+        lines += _field_rows(name, field)
+    lines += ["", "## Status", "", "| field | what |", "|---|---|"]
+    for name, field in fields_of(VLLMModelStatus).items():
+        lines.append(f"| `{name}` | {_cell(field.description)} |")
+    return "\n".join([*lines, ""])
+
+
+def _field_rows(name: str, field: FieldInfo) -> Iterator[str]:
+    flag = said_of(field, "flag")
+    cells = (f"`{name}`", _cell(field.description), _cell(accepts_of(field)), f"`{flag}`" if flag else "")
+    yield f"| {' | '.join(cells)} |"
+    part = part_of(field.annotation)
+    if part is not None:
+        prefix = f"{name}[]" if "tuple[" in str(field.annotation) else name
+        for inner_name, inner in fields_of(part).items():
+            yield from _field_rows(f"{prefix}.{inner_name}", inner)
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|").replace("<", "&lt;")
+
+
 PAGES = {
+    "models.md": models_page,
+    "../deploy/crds/models.vllm.sir-alfred.io.yaml": crd_yaml,
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -203,6 +203,41 @@ class TestLenience:
     def test_a_status_that_cannot_be_read_is_no_obstacle(self) -> None:
         assert parse_model({**obj(), "status": {"replicas": "many"}}) == of()
         assert parse_model({**obj(), "status": {"phase": "Ready"}}).status.phase == "Ready"
+
+
+class TestExistingObjects:
+    """Objects that were written for a CRD with fewer fields, all of them required, and the parsers as an enum."""
+
+    CODER: ClassVar[dict[str, Any]] = {
+        "modelName": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8",
+        "servedModelName": "qwen3-coder-30b-fp8",
+        "toolCallParser": "qwen3_coder",
+        "reasoningParser": "",
+        "maxModelLen": 112640,
+        "gpuMemoryUtilization": 0.91,
+        "enableChunkedPrefill": True,
+        "maxNumBatchedTokens": 8192,
+        "maxNumSeqs": 16,
+        "dtype": "float16",
+        "disableCustomAllReduce": False,
+        "enablePrefixCaching": True,
+        "enableAutoToolChoice": True,
+    }
+    R1: ClassVar[dict[str, Any]] = {
+        **CODER,
+        "modelName": "neuralmagic/DeepSeek-R1-Distill-Qwen-32B-FP8-dynamic",
+        "servedModelName": "deepseek-r1-fp8",
+        "toolCallParser": "hermes",
+        "reasoningParser": "deepseek_r1",
+        "maxModelLen": 32768,
+        "dtype": "auto",
+    }
+
+    @pytest.mark.parametrize("spec", [CODER, R1, {**CODER, "toolCallParser": "", "gpuMemoryUtilization": 1}])
+    def test_they_are_good_as_they_are(self, spec: dict[str, Any]) -> None:
+        model = parse_model({"metadata": {"name": spec["servedModelName"]}, "spec": spec})
+        assert entry_of(model, REF, gpu_count=2).names == (spec["servedModelName"],)
+        assert not any("no such field" in warning or "is nothing that" in warning for warning in warnings(model))
 
 
 class TestWarnings:

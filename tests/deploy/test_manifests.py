@@ -8,11 +8,17 @@ from typing import Any
 import durationpy
 import pytest
 import yaml
+from jsonschema import Draft4Validator
 
+from vllm_chill.api.crd import crd
+from vllm_chill.api.vllm_model import parse_model, warnings
+from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.settings import Settings, env_of, load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = [DEPLOY, DEPLOY / "example"]
+# What is in no namespace.
+CLUSTER_FOLDERS = [DEPLOY / "crds", DEPLOY / "example" / "models"]
 
 
 def objects(file: Path) -> list[dict[str, Any]]:
@@ -34,17 +40,55 @@ def arguments(file: str) -> dict[str, str]:
     return dict(argument.removeprefix("--").split("=", 1) for argument in container["args"] if "=" in argument)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*FOLDERS, *CLUSTER_FOLDERS], ids=lambda folder: folder.name)
 def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
     [kustomization] = objects(folder / "kustomization.yaml")
-    assert set(kustomization["resources"]) == {f.name for f in folder.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {name for name in kustomization["resources"] if not (folder / name).is_dir()}
+    assert files == {f.name for f in folder.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_the_proxy_comes_with_what_lets_a_cluster_have_models() -> None:
+    [kustomization] = objects(DEPLOY / "kustomization.yaml")
+    assert [name for name in kustomization["resources"] if (DEPLOY / name).is_dir()] == ["crds"]
+    assert (DEPLOY / "crds/models.vllm.sir-alfred.io.yaml").read_text() == crd_yaml()
+
+
+@pytest.mark.parametrize("folder", CLUSTER_FOLDERS, ids=lambda folder: folder.name)
+def test_what_belongs_to_no_namespace_names_none(folder: Path) -> None:
+    [kustomization] = objects(folder / "kustomization.yaml")
+    assert "namespace" not in kustomization
+    for file in kustomization["resources"]:
+        assert all("namespace" not in item["metadata"] for item in objects(folder / file))
+
+
+MODELS = sorted(path for path in (DEPLOY / "example/models").glob("*.yaml") if path.name != "kustomization.yaml")
+
+
+@pytest.mark.parametrize("file", MODELS, ids=lambda file: file.stem)
+def test_the_example_models_are_good_in_every_field(file: Path) -> None:
+    [given] = objects(file)
+    model = parse_model(given)
+    assert model.name == file.stem
+    assert warnings(model, given) == ()
+    Draft4Validator(crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]).validate(given)
+
+
+def test_the_example_models_share_their_gpus_and_the_examples_cache() -> None:
+    specs = [parse_model(item).spec for file in MODELS for item in objects(file)]
+    assert len(specs) == 2
+    assert len({(spec.group, spec.gpu_count) for spec in specs}) == 1
+    claim = only("example/cache.yaml", "PersistentVolumeClaim")["metadata"]["name"]
+    for spec in specs:
+        assert spec.cache is not None
+        assert spec.cache.pvc is not None
+        assert spec.cache.pvc.claim_name == claim
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_everything_is_in_the_kustomizations_namespace(folder: Path) -> None:
     [kustomization] = objects(folder / "kustomization.yaml")
     for file in kustomization["resources"]:
-        for item in objects(folder / file):
+        for item in objects(folder / file) if (folder / file).is_file() else ():
             named = item["metadata"]["name"] if item["kind"] == "Namespace" else item["metadata"]["namespace"]
             assert named == kustomization["namespace"]
 

@@ -115,7 +115,7 @@ class VLLMModelSpec(Part):
     )  # fmt: skip
     gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)] | None = _field(
         None, "Engine", "a fraction above 0, up to 1, such as 0.9",
-        "The part of each GPU's memory that vLLM takes. Not set: vLLM's own, 0.92.",
+        "The part of each GPU's memory that vLLM takes. Not set: vLLM's own, 0.92 in vLLM 0.32.",
         flag="--gpu-memory-utilization",
     )  # fmt: skip
     max_num_batched_tokens: Count | None = _field(

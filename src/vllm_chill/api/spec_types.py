@@ -72,7 +72,7 @@ Group = Annotated[str, Field(min_length=1, max_length=63, pattern=rf"^{_LABEL_VA
 ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=rf"^([a-z0-9][-a-z0-9.]*/)?{_LABEL_VALUE}$")]
 VariableName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
 Quantity = Annotated[
-    Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)] | Annotated[str, Field(max_length=40, pattern=_QUANTITY)],
+    Annotated[int, Strict(), Field(ge=0)] | Annotated[str, Field(max_length=40, pattern=_QUANTITY)],
     WithJsonSchema(
         {
             "anyOf": [{"type": "integer"}, {"type": "string"}],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -58,7 +58,10 @@ class VLLMModelStatus(Part):
     """How the model is, written by vllm-chill."""
 
     phase: str | None = declared(
-        None, "a word", "Unknown, Asleep, Queued, Waking, Ready, Draining or Failed; Invalid where the spec is refused."
+        None,
+        "a word",
+        "Unknown, Asleep, Queued, Waking, Ready, Draining or Failed; Invalid where its spec is refused, Deleting on "
+        "its way out.",
     )
     message: str | None = declared(None, "a text", "Why it is so, in words, where there is something to say.")
     conditions: tuple[Condition, ...] = declared(
@@ -199,8 +202,13 @@ def fields_of(part: type[Part]) -> dict[str, FieldInfo]:
 
 def accepts_of(field: FieldInfo) -> str:
     """What a field accepts, in words that follow on "give"."""
+    return said_of(field, "accepts") or "another value"
+
+
+def said_of(field: FieldInfo, key: Literal["accepts", "group", "flag"]) -> str:
+    """What a field says of itself besides its description; empty if it does not."""
     extra = field.json_schema_extra
-    return str(extra["accepts"]) if isinstance(extra, dict) else "another value"
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
 
 
 def part_of(annotation: Any) -> type[Part] | None:

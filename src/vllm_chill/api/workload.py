@@ -198,7 +198,8 @@ def _environment(spec: VLLMModelSpec) -> list[Json]:
         ours.append(_secret("VLLM_API_KEY", {"name": key.name, "key": key.key}))
     if spec.lora_on_demand:
         ours.append({"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "True"})
-    given: list[Json] = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.env]
+    # As the API server keeps them: an empty value is none.
+    given = [_given(one.model_dump(by_alias=True)) for one in spec.env]
     theirs = {one["name"] for one in given}
     return [*(one for one in ours if one["name"] not in theirs), *given]
 
@@ -218,11 +219,13 @@ def _cache_volume(spec: VLLMModelSpec) -> Json:
 
 
 def _resources(spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
+    # Texts, as the API server keeps them.
+    requests = {name: str(quantity) for name, quantity in spec.resources.requests.items()}
+    limits = {name: str(quantity) for name, quantity in spec.resources.limits.items()}
     gpus = spec.gpus(defaults.gpu_count)
-    limits = dict(spec.resources.limits)
-    if gpus and spec.gpu_resource not in spec.resources.requests:
+    if gpus and spec.gpu_resource not in requests:
         limits.setdefault(spec.gpu_resource, str(gpus))
-    return _given({"requests": dict(spec.resources.requests), "limits": limits})
+    return _given({"requests": requests, "limits": limits})
 
 
 def _startup_seconds(spec: VLLMModelSpec, defaults: WorkloadDefaults) -> int:

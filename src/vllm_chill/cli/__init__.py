@@ -1,4 +1,4 @@
-"""The command line: `vllm-chill serve | status | demo | version`."""
+"""The command line: `vllm-chill serve | status | crd | demo | version`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from vllm_chill.cli.crd import print_crd
 from vllm_chill.cli.demo import demo
 from vllm_chill.cli.serve import serve
 from vllm_chill.cli.status import status
@@ -42,7 +43,7 @@ def version() -> None:
     click.echo(f"vllm-chill {version_of('vllm-chill')}")
 
 
-for command in (serve, status, demo):
+for command in (serve, status, print_crd, demo):
     cli.add_command(command)
 
 
