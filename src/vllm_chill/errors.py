@@ -44,6 +44,10 @@ class BackendUnavailable(BackendError):
     """The backend cannot be reached now; asking again later may work."""
 
 
+class BackendConflict(BackendUnavailable):
+    """What is to be written has changed since it was read; reading it again and writing anew may work."""
+
+
 class BackendRefused(BackendError):
     """The backend understood and said no (no such target, no right, a quota): asking again changes nothing."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.gpu import GpuReading
+from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
 
 
@@ -40,6 +41,66 @@ class ClusterBackend(Protocol):
         """
 
 
+class ObjectsObserver(Protocol):
+    """Whoever wants to know which objects there are. Both calls return at once and never raise."""
+
+    def seen(self, objects: Mapping[str, Json]) -> None:
+        """Take all objects of the collection, by name. They are not to be changed."""
+
+    def lost(self, cause: str) -> None:
+        """Take that they cannot be seen at present, and why: a sentence without a full stop."""
+
+
+class ObjectStore(Protocol):
+    """The objects of an API server, as JSON-able dicts. `tests/adapters/objects_contract.py` is the contract in full.
+
+    All calls may be cancelled at any await. Each but `watch` raises BackendUnavailable (try again later),
+    BackendConflict among them, or BackendRefused (no use).
+    """
+
+    async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
+        """Tell the observer which objects there are, now and after each change, until cancelled.
+
+        It outlasts any trouble: it reports `lost`, tries again with a back-off, and then `seen` again.
+        """
+
+    async def get(self, collection: Collection, name: str) -> Json | None:
+        """The object as it is at this moment; None if there is none."""
+
+    async def apply(self, collection: Collection, item: Json, *, dry_run: bool = False) -> Json:
+        """Have the object say what `item` says, and no longer what an earlier `item` said and this one does not; what
+        others have added stays. It is created if need be. Returns the object that results.
+
+        With a metadata.resourceVersion it raises BackendConflict if the object is another than that by now. With
+        `dry_run` nothing is written, and the object returned is the one that would be.
+        """
+
+    async def delete(self, collection: Collection, name: str, uid: str) -> None:
+        """Delete the object with this uid; nothing happens if there is none, or another one."""
+
+    async def patch(self, collection: Collection, name: str, change: Json) -> Json | None:
+        """Merge a change into an object: null removes, lists are replaced. Returns the object; None if there is none.
+
+        With a metadata.resourceVersion it raises BackendConflict if the object is another than that by now.
+        """
+
+    async def patch_status(self, collection: Collection, name: str, status: Json) -> Json | None:
+        """Merge into an object's status, as `patch` does."""
+
+    async def record(self, about: Json, reason: str, message: str, *, warning: bool = False) -> None:
+        """Say in an Event what happened to an object. The same said again raises a count."""
+
+
+class CatalogueObserver(Protocol):
+    """Whoever serves models. Both calls return at once and never raise."""
+
+    def catalogued(self, entries: Sequence[ModelEntry]) -> None:
+        """Take all models that there are, now and after each change."""
+
+    def lost(self, cause: str) -> None:
+        """Take that they cannot be seen at present, and why: a sentence without a full stop."""
+
+
 class StartHistory(Protocol):
     """Where what was learned of a target's starts outlasts this process: one short text for each target, opaque here.
 
@@ -51,16 +112,6 @@ class StartHistory(Protocol):
 
     async def save(self, ref: TargetRef, text: str) -> None:
         """Keep this text in place of the one before."""
-
-
-class CatalogueObserver(Protocol):
-    """Whoever wants to know which models there are. Both calls return at once and never raise."""
-
-    def catalogued(self, entries: Sequence[ModelEntry]) -> None:
-        """Take all models that there are now."""
-
-    def lost(self, cause: str) -> None:
-        """Take that they cannot be seen at present, and why: a sentence without a full stop."""
 
 
 class GpuStats(Protocol):

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
+from vllm_chill.api.workload import SERVICE_PORT, WorkloadDefaults
 from vllm_chill.app.plan import Plan
-from vllm_chill.app.world import ControllerOf, World, endpoint_of_settings
+from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
+from vllm_chill.control.models import ModelReconciler
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.ports import CatalogueObserver
 
 
 @contextlib.asynccontextmanager
@@ -31,15 +33,29 @@ class Cluster:
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         settings = self._plan.settings
-        service = endpoint_of_settings(self._plan) if entry is None else Endpoint(f"{ref.name}.{ref.namespace}", 80)
+        service = (
+            endpoint_of_settings(self._plan) if entry is None else Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
+        )
         backend = KubernetesBackend(
             self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
         return World(backend, history, lambda: backend.served(ref), _nothing)
 
-    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
-        raise NotImplementedError
+    async def tell_models(self, observer: ModelsObserver) -> None:
+        settings = self._plan.settings
+        reconciler = ModelReconciler(
+            KubernetesObjects(self._api),
+            observer,
+            observer.controller_of,
+            namespace=settings.namespace,
+            defaults=WorkloadDefaults(
+                settings.gpu_count, settings.cpu_offload_gb, settings.start_timeout.total_seconds()
+            ),
+            grace_seconds=settings.drain_timeout.total_seconds(),
+        )
+        observer.listen(reconciler.changed)
+        await reconciler.run()
 
 
 async def _nothing() -> None:

@@ -23,7 +23,7 @@ from vllm_chill.proxy.served import Directory
 
 
 class ServedModels:
-    """ports.CatalogueObserver that has the directory follow. `run` must be running.
+    """app.world.ModelsObserver that has the directory follow. `run` must be running.
 
     Invariant: each model of the catalogue has one that serves it, but for one that was taken out and came back while
     its leases had not yet ended.
@@ -71,6 +71,10 @@ class ServedModels:
         if self._directory.trouble != cause:
             self._directory.trouble = cause
             self._log.warning("models cannot be seen", cause=cause)
+
+    def listen(self, changed: Callable[[str], None]) -> None:
+        """Have this called with the name of each model whose controller has changed."""
+        self._fleet.changed = changed
 
     def controller_of(self, name: str) -> ScaleController | None:
         """A model's controller, also while it ends."""

@@ -102,7 +102,7 @@ async def serve(
             models = ServedModels(
                 plan, directory, fleet, lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry))
             )
-            work = partial(models.run, partial(ground.tell_models, models, models.controller_of))
+            work = partial(models.run, partial(ground.tell_models, models))
         proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(
             directory,

@@ -22,7 +22,15 @@ from vllm_chill.ports import CatalogueObserver, ClusterBackend, StartHistory
 if TYPE_CHECKING:
     from vllm_chill.adapters.models_file import FileModel
 
-ControllerOf = Callable[[str], ScaleController | None]
+
+class ModelsObserver(CatalogueObserver, Protocol):
+    """Whoever serves the models of a catalogue."""
+
+    def controller_of(self, name: str) -> ScaleController | None:
+        """A model's controller, also while it ends."""
+
+    def listen(self, changed: Callable[[str], None]) -> None:
+        """Have this called with the name of each model whose controller has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class Ground(Protocol):
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         """That of one target: the model's, or that of the settings."""
 
-    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
+    async def tell_models(self, observer: ModelsObserver) -> None:
         """Tell which models there are, now and after each change, until cancelled; where there is a catalogue."""
 
 
@@ -99,7 +107,7 @@ class _ThisMachine:
         process = ProcessBackend(command, log.info)
         return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close)
 
-    async def tell_models(self, observer: CatalogueObserver, controller_of: ControllerOf) -> None:
+    async def tell_models(self, observer: ModelsObserver) -> None:
         observer.catalogued([model.entry for model in self._models.values()])
         await asyncio.get_running_loop().create_future()
 

@@ -102,8 +102,9 @@ class ApiClient:
 
     async def _call(self, method: str, path: str, query: Query | None, body: Json | None, patch: str) -> Json:
         data = None if body is None else json.dumps(body).encode()
-        content_type = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
-        response = await self._answer(method, path, query, data, content_type)
+        # What is applied is called YAML, of which JSON is a part; older servers know no other name for it.
+        form = f"{patch}-patch+{'yaml' if patch == 'apply' else 'json'}" if method == "PATCH" else "json"
+        response = await self._answer(method, path, query, data, f"application/{form}")
         async with response:
             try:
                 answer: Json = json.loads(await response.read())

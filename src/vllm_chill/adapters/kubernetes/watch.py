@@ -42,11 +42,13 @@ class Snapshot(Generic[T]):
 class Outage:
     """The collection cannot be seen at present; `cause` is a sentence without a full stop.
 
-    `forbidden`: for lack of a right, so that trying again is of use only once somebody grants it.
+    `forbidden`: for lack of a right, so that trying again is of use only once somebody grants it. `absent`: the server
+    does not know such a collection.
     """
 
     cause: str
     forbidden: bool = False
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class ListWatch(Generic[T]):
                 await self._pause(self._failures - 1)
             except (ApiError, Unreachable) as error:
                 self._failures += 1
-                yield Outage(_cause(error), forbidden=isinstance(error, ApiError) and error.status == 403)
+                status = error.status if isinstance(error, ApiError) else 0
+                yield Outage(_cause(error), forbidden=status == 403, absent=status == 404)
                 await self._pause(self._failures)
 
     async def _list(self) -> None:
