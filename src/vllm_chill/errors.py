@@ -220,6 +220,12 @@ class UpstreamInvalid(UpstreamError):
     code = "upstream_invalid"
 
 
+class AdapterFailed(UpstreamError):
+    """The upstream did not load the adapter that the request asks for."""
+
+    code = "adapter_failed"
+
+
 class UpstreamSilent(UpstreamError):
     """The upstream did not answer in time."""
 

@@ -184,6 +184,11 @@ class Settings(BaseSettings):
         None, "MODEL_ID", "Models", "a model's served name or the name of its object",
         "The model of requests that name none. With --backend kubernetes it stands for --models crd too.",
     )  # fmt: skip
+    model_limit: Size = _setting(
+        32 << 20, "MODEL_LIMIT", "Models", "a size in bytes, such as 32Mi",
+        "How far into a request body above --replay-limit the model's name is looked for; what comes before it is "
+        "kept, within --hold-body-budget. 32Mi lets an audio file of 25 MB, which is vLLM's own limit, come first.",
+    )  # fmt: skip
     gpu_count: Annotated[int, Field(ge=0, le=1024)] = _setting(
         1, "GPU_COUNT", "Models", "a number of GPUs",
         "How many GPUs a replica of a model has whose own gpuCount is not given.",

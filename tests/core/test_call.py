@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_chill.core.call import CALL_BYTES, Call, read_call
+from vllm_chill.core.call import CALL_BYTES, Call, model_of, read_call
 from vllm_chill.errors import BadRequest
 
 JSON = "application/json"
@@ -27,6 +28,14 @@ JSON = "application/json"
         pytest.param("application/x-www-form-urlencoded", b"{broken", Call(), id="what does not say that it is JSON"),
         pytest.param("multipart/form-data; boundary=x", b'--x\r\n{"model": "a"}', Call(), id="audio"),
         pytest.param("application/jsonlines", b"[", Call(), id="another type that begins so"),
+        pytest.param(
+            JSON, b'{"seed": ' + b"1" * 5000 + b', "model": "a"}', Call("a", False), id="a long one elsewhere"
+        ),
+        pytest.param(JSON, b'{"model": "a", "model": "b"}', Call("b", False), id="a name that comes twice"),
+        pytest.param(JSON, b'{"model": 5, "model": "b"}', Call("b", False), id="one that comes twice, first as none"),
+        pytest.param(JSON, b'{"x": {"model": "a"}}', Call(None, False), id="a name within another field"),
+        pytest.param(JSON, b'{"temperature": NaN, "model": "a"}', Call("a", False), id="what only Python takes"),
+        pytest.param(JSON, '{"model": "a"}'.encode("utf-16"), Call("a", False), id="another encoding"),
         pytest.param(JSON, b'{"model":"' + b"a" * CALL_BYTES, Call(), id="too large"),
     ],
 )
@@ -42,7 +51,7 @@ def test_a_call_is_read(content_type: str | None, body: bytes, call: Call) -> No
         pytest.param(b'{"model": "\xff"}', "not UTF-8", id="not text"),
         pytest.param(b"hello", "not JSON", id="a word"),
         pytest.param(b"[" * 100_000, "not JSON", id="deep"),
-        pytest.param(b'{"seed": ' + b"1" * 5000 + b"}", "too many digits", id="a long number"),
+        pytest.param(b'{"model": ' + b"1" * 5000 + b"}", "too many digits", id="a long number"),
         pytest.param(b'["a"]', "not an object", id="a list"),
         pytest.param(b'{"model": 5}', "not a string", id="a model that is no name"),
     ],
@@ -68,6 +77,46 @@ def test_whatever_else_is_in_it_the_model_and_the_stream_are_found(
 ) -> None:
     body = json.dumps({**more, "model": model, "stream": stream}).encode()
     assert read_call(JSON, body) == Call(model, stream)
+
+
+_KEYS = st.text() | st.sampled_from(["model", "stream"])
+_DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner),
+)
+
+
+@given(_DOCUMENTS | st.dictionaries(_KEYS, _DOCUMENTS), st.booleans(), st.sampled_from([None, 2]))
+def test_what_is_passed_over_is_passed_over_as_a_whole_parse_would(
+    document: object, ascii_only: bool, indent: int | None
+) -> None:
+    body = json.dumps(document, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    if not isinstance(document, dict):
+        with pytest.raises(BadRequest, match="not an object"):
+            read_call(JSON, body)
+    elif not isinstance(document.get("model"), str | None):
+        with pytest.raises(BadRequest, match="not a string"):
+            read_call(JSON, body)
+        with pytest.raises(BadRequest, match="not a string"):
+            model_of(body)
+    else:
+        assert read_call(JSON, body) == Call(document.get("model"), document.get("stream") is True)
+        assert model_of(body) == document.get("model")
+
+
+@given(st.binary() | st.text(alphabet='{}[]":,\\model01n u').map(str.encode))
+def test_a_warm_request_is_refused_for_nothing_that_a_held_one_is_not(body: bytes) -> None:
+    held = _outcome(lambda: read_call(JSON, body).model)
+    if body and "UTF-8" not in str(held):
+        assert _outcome(lambda: model_of(body)) == held
+
+
+def _outcome(read: Callable[[], str | None]) -> tuple[str | None] | str:
+    """What it gives, or the sentence with which it is refused."""
+    try:
+        return (read(),)
+    except BadRequest as error:
+        return error.message
 
 
 @given(st.binary(), st.sampled_from([None, JSON, "text/plain"]))

@@ -20,8 +20,10 @@ from vllm_chill.app import Record, hold_desk
 from vllm_chill.control.controller import Bounds, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
+from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
-from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
+from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
+from vllm_chill.errors import NotFound
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
@@ -193,3 +195,154 @@ def envelope(text: bytes | str) -> dict[str, Any]:
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "code", "param"}
     return dict(body["error"])
+
+
+class Engine:
+    """One model's server, which says which one it is. `hits` has what has come, and `adapters` what it has loaded.
+
+    `refusal` is its answer to whoever wants an adapter loaded, None for it does so, after `load_seconds`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.hits: list[tuple[str, bytes]] = []
+        self.loads: list[dict[str, Any]] = []
+        self.adapters: dict[str, str] = {}
+        self.load_seconds = 0.0
+        self.refusal: tuple[int, dict[str, Any]] | None = None
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Upgrade"):
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.send_str(self.name)
+            await socket.close()
+            return socket
+        body = await request.content.read()
+        if request.path == "/v1/load_lora_adapter":
+            return await self._load(json.loads(body))
+        self.hits.append((f"{request.method} {request.raw_path}", body))
+        return web.json_response({"at": self.name, "size": len(body)})
+
+    async def _load(self, asked: dict[str, Any]) -> web.Response:
+        """As vLLM 0.32 does (vllm/entrypoints/openai/models/serving.py)."""
+        self.loads.append(asked)
+        await asyncio.sleep(self.load_seconds)
+        if self.refusal is not None:
+            return web.json_response(self.refusal[1], status=self.refusal[0])
+        name = asked["lora_name"]
+        if name in self.adapters and not asked.get("load_inplace"):
+            message = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place,"
+            error = {"message": message, "type": "InvalidUserInput", "param": None, "code": 400}
+            return web.json_response({"error": error}, status=400)
+        self.adapters[name] = asked["lora_path"]
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+
+@dataclass
+class OneOf:
+    """One model of several."""
+
+    engine: Engine
+    backend: MemoryBackend
+    served: Served
+
+    @property
+    def controller(self) -> ScaleController:
+        return self.served.controller
+
+    @property
+    def is_asleep(self) -> bool:
+        return isinstance(self.controller.target.phase, Asleep) and not self.backend.writes
+
+
+@dataclass
+class Models:
+    """What a scenario of several models has in hand."""
+
+    url: str
+    address: tuple[str, int]
+    session: aiohttp.ClientSession
+    directory: Directory
+    metrics: Metrics
+    server: ProxyServer
+    pool: UpstreamPool
+    of: dict[str, OneOf]
+
+    async def post(self, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
+        async with self.session.post(self.url + path, **kwargs) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def chat(self, model: object, **more: object) -> tuple[int, dict[str, Any]]:
+        return await self.post("/v1/chat/completions", json={"model": model, **more})
+
+    async def until(self, holds: Callable[[], bool], seconds: float = 5) -> None:
+        async with asyncio.timeout(seconds):
+            while not holds():  # noqa: ASYNC110 - what is awaited is anything at all
+                await asyncio.sleep(0.005)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing of any request is left."""
+        return (
+            not self.server._active
+            and not self.directory.budget.taken
+            and all(not one.controller.target.in_flight and not one.controller.target.waiting for one in self.directory)
+        )
+
+
+@contextlib.asynccontextmanager
+async def models_stage(
+    *entries: ModelEntry,
+    awake: bool = True,
+    start: float = 0.05,
+    hold: float = 10.0,
+    replay_bytes: int = 1 << 20,
+    model_bytes: int = 32 << 20,
+    body_budget: int = 256 << 20,
+    default: str | None = None,
+    fast: bool | None = None,
+    bounds: Bounds | None = None,
+) -> AsyncIterator[Models]:
+    """A proxy of several models, each with an engine of its own; all awake, or all asleep."""
+    async with contextlib.AsyncExitStack() as stack:
+        metrics = Metrics(CollectorRegistry(), "test")
+        pool = UpstreamPool()
+        stack.push_async_callback(pool.aclose)
+        terms = HoldOptions(hold, body_budget=body_budget)
+        directory = Directory(Budget(terms.body_budget), default=default)
+        models: dict[str, OneOf] = {}
+        for entry in entries:
+            engine = Engine(entry.name)
+            runner = web.ServerRunner(web.Server(engine, access_log=None), shutdown_timeout=0.1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            backend = MemoryBackend(Endpoint(*runner.addresses[0]), start_seconds=start, replicas=int(awake))
+            starts = StartRecord(entry.ref, metrics)
+            recorder = Record((TargetRecorder(entry.ref, metrics), starts), pool)
+            controller = ScaleController(entry.ref, Limits(300, 1800), backend, recorder, bounds)
+            knowledge = ModelKnowledge()
+            desk = hold_desk(controller, terms, directory.budget, starts, knowledge)
+            models[entry.name] = OneOf(engine, backend, Served(controller, desk, starts, knowledge, entry))
+            running = asyncio.create_task(controller.run())
+            stack.push_async_callback(_cancelled, running)
+        directory.replace(Catalogue(entries), [one.served for one in models.values()])
+        options = ProxyOptions(terms, replay_bytes, RelayTimeouts(2.0, 10.0), model_bytes)
+        handler = ProxyHandler(directory, pool, metrics, options)
+        has_lane = FAST_LANE.get() if fast is None else fast
+        server = ProxyServer(handler.proxy, _nothing_else, metrics, handler.fast_lane if has_lane else None)
+        stack.push_async_callback(server.close)
+        [address] = await server.listen("127.0.0.1", 0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        while not all(one.controller.synced for one in models.values()):  # noqa: ASYNC110 - within a few turns
+            await asyncio.sleep(0)
+        url = f"http://{address[0]}:{address[1]}"
+        yield Models(url, address, session, directory, metrics, server, pool, models)
+        async with asyncio.timeout(5):
+            while server._active or directory.budget.taken:  # noqa: ASYNC110 - the last of a request may take a moment
+                await asyncio.sleep(0.005)
+
+
+async def _nothing_else(route: object, request: web.BaseRequest) -> web.StreamResponse:
+    raise NotFound("there is nothing here but models.")

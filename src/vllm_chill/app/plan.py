@@ -156,6 +156,7 @@ class Plan:
             ),
             replay_bytes=s.replay_limit,
             timeouts=RelayTimeouts(s.connect_timeout.total_seconds(), s.response_timeout.total_seconds()),
+            model_bytes=s.model_limit,
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vllm_chill.control.controller import Lease
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.adapters import Adapters
 from vllm_chill.proxy.exchange import StaleConnection
 from vllm_chill.proxy.hold import Caller
 from vllm_chill.proxy.hold_terms import HoldOptions
@@ -28,17 +29,22 @@ _REFUSED_MOST_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """How requests are proxied: on which terms one is held, and how large a body is kept for a replay."""
+    """How requests are proxied: on which terms one is held, how large a body is kept for a replay, and how far into a
+    larger one the model's name is looked for.
+    """
 
     hold: HoldOptions
     replay_bytes: int
     timeouts: RelayTimeouts
+    model_bytes: int = 32 << 20
 
 
 class Attempts:
     """One request's attempts. `fresh` says that the next one needs a new connection, as a kept one was stale."""
 
     __slots__ = (
+        "_adapter",
+        "_adapters",
         "_began",
         "_caller",
         "_controller",
@@ -52,8 +58,12 @@ class Attempts:
         "fresh",
     )
 
-    def __init__(self, choice: Choice, metrics: Metrics, options: ProxyOptions, caller: Caller) -> None:
+    def __init__(
+        self, choice: Choice, adapters: Adapters, metrics: Metrics, options: ProxyOptions, caller: Caller
+    ) -> None:
         controller = choice.served.controller
+        self._adapter = choice.adapter
+        self._adapters = adapters
         self._controller = controller
         self._desk = choice.served.desk
         self._caller = caller
@@ -76,6 +86,11 @@ class Attempts:
             lease = await self._desk.lease(self._caller, again=again)
         self._began = self._controller.now()
         return lease
+
+    async def prepare(self, endpoint: Endpoint) -> None:
+        """Have the adapter there that the request asks for. Raises as Adapters.load does."""
+        if self._adapter is not None and not self._adapters.has(endpoint, self._adapter):
+            await self._adapters.load(endpoint, self._adapter, self._caller.field("Authorization"))
 
     def answered(self) -> None:
         """The first bytes of the response are here."""

@@ -43,18 +43,20 @@ class RequestBody:
 
     Making one reads nothing: a held caller's body stays in the socket until `load` or the relay reads it. A body
     whose Content-Length is at most `limit` bytes is read whole; a larger or chunked one is streamed, and kept
-    only up to `limit`. `framing` is the field that says so to the upstream, with its line end.
+    only up to `limit`. What is read ahead is kept until it is sent, however much it is. `framing` is the field that
+    says so to the upstream, with its line end; `length` is 0 where the head does not say it.
     """
 
-    __slots__ = ("_ended", "_kept", "_length", "_limit", "_payload", "_small", "_whole", "framing")
+    __slots__ = ("_ahead", "_ended", "_kept", "_limit", "_payload", "_small", "_whole", "framing", "length")
 
     def __init__(self, request: BaseRequest, limit: int = KEPT_BYTES) -> None:
         self._payload = payload = request.content
         self._limit = limit
         self._whole: bytes | None = None
-        self._length = 0
+        self.length = 0
         self._small = True
         self._ended = False
+        self._ahead = bytearray()
         self._kept: bytearray | None = None  # bytes and not pieces: a million pieces of a byte would weigh 40 MB
         if payload is EMPTY_PAYLOAD:
             self._whole = b""
@@ -67,7 +69,7 @@ class RequestBody:
             length = payload.total_bytes if payload.is_eof() else request.content_length
         self.framing = _CHUNKED if length is None else b"Content-Length: %d\r\n" % length
         self._small = length is not None and length <= limit
-        self._length = length or 0
+        self.length = length or 0
 
     @property
     def replayable(self) -> bool:
@@ -77,15 +79,30 @@ class RequestBody:
     @property
     def missing(self) -> int:
         """The size of a body that `load` would have to wait for; 0 if there is nothing to wait for."""
-        return self._length if self._small and self.whole is None else 0
+        return self.length if self._small and self.whole is None else 0
 
     def stream(self) -> None:
-        """Have it streamed and nothing of it kept, although it is small. To be called before any of it was read."""
+        """Have it streamed and nothing of it kept, although it is small. To be called before any of it was sent."""
         self._small, self._kept = False, None
 
+    async def read_ahead(self) -> bytes:
+        """The next piece of a body that is to be streamed, before any of it was sent; empty at its end.
+
+        Raises BadRequest if it is broken.
+        """
+        piece = await self._read()
+        self._ended = not piece
+        self._ahead += piece
+        if self._kept is not None and len(self._ahead) > self._limit:
+            self._kept = None
+        return piece
+
     def held_bytes(self, streamed: int) -> int:
-        """How much of it there is in memory before it is sent, if that is `streamed` at most of a streamed one."""
-        return len(self._whole) if self._whole is not None else min(self._length or streamed, streamed)
+        """How much of it there is in memory before it is sent, if of what is streamed `streamed` at most is read."""
+        if self._whole is not None:
+            return len(self._whole)
+        ahead = len(self._ahead)
+        return ahead + (0 if self._ended else min(self.length - ahead if self.length else streamed, streamed))
 
     @property
     def whole(self) -> bytes | None:
@@ -108,7 +125,11 @@ class RequestBody:
 
         It can be cancelled at any time and then, if it is replayable, be sent again.
         """
-        if self._kept:
+        if self._ahead:
+            ahead, self._ahead = bytes(self._ahead), bytearray()
+            self._keep(ahead)
+            await self._write(sink, ahead)
+        elif self._kept:
             await self._write(sink, bytes(self._kept))
         while not self._ended:
             piece = await self._read()

@@ -7,7 +7,6 @@ hold, a new connection, another attempt) is awaited in a task of its own, which 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +14,10 @@ from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
+from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.adapters import Adapters
 from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.attempts import Attempts
 from vllm_chill.proxy.committed import Committed, CommittedFraming, Kind
@@ -41,6 +42,9 @@ class Counter(Protocol):
     def ended(self, method: str, status: int, begun: float) -> float:
         """Take that a request is over, which had begun then; the time."""
 
+    def handed_on(self) -> None:
+        """Take that a request which had begun goes another way, on which it begins again."""
+
     def bug(self, method: str) -> AnswerableError:
         """Log the exception that is being handled, and how to answer it."""
 
@@ -49,13 +53,15 @@ class Counter(Protocol):
 class FastLane:
     """What the connections share. `only` is where all requests go, None where each has to say; `attempts` begins to try
     in all ways that take time. `cut` is told of a response that ended early, `aborted` of one that the engine gave up.
-    Bodies of up to `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed.
+    Bodies of up to `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed, and
+    looked into for the model's name as far as `model_bytes`.
 
     `heads` has the heads that the connections know, so that those of one client's many connections are one.
     """
 
     directory: Directory
     only: Choice | None
+    adapters: Adapters
     attempts: Callable[[Caller, Choice], Attempts]
     cut: Callable[[], None]
     aborted: Callable[[], None]
@@ -63,6 +69,7 @@ class FastLane:
     pool: UpstreamPool
     timeouts: RelayTimeouts
     body_bytes: int
+    model_bytes: int
     route_of: Callable[[str, str], Route] = route_of
     heads: KnownHeads = field(default_factory=KnownHeads)
 
@@ -94,6 +101,7 @@ class Connection(Downstream, Protocol):
     def pause_reading(self) -> None: ...
     def read_on(self) -> None: ...
     def watch(self, deadline: float) -> None: ...
+    def hand_on(self, request: bytes) -> None: ...
     def over(self, now: float, *, keep_alive: bool, unread: bool = False) -> None: ...
 
 
@@ -148,10 +156,7 @@ class FastExchange(Exchange):
 
     def field(self, name: str) -> str | None:
         """A field of its head."""
-        found = re.search(
-            rb"\r\n%b: ([^\r\n]*)" % re.escape(name.encode()), self._request[: self._plain.start], re.IGNORECASE
-        )
-        return found[1].decode("ascii") if found is not None else None
+        return self._plain.head.field(name)
 
     def commit(self, kind: Kind) -> Committed:
         self.committed = Committed(kind)
@@ -218,13 +223,41 @@ class FastExchange(Exchange):
         lane = self._connection.lane
         choice = self._choice
         if choice is None:
-            choice = self._choice = lane.directory.choose(None)
+            choice = self._choose(request)
+            if choice is None:
+                return
         lease = self._lease = choice.served.controller.lease_now()
-        connection = lane.pool.take(lease.endpoint) if lease is not None else None
+        connection = None
+        if lease is not None and (choice.adapter is None or lane.adapters.has(lease.endpoint, choice.adapter)):
+            connection = lane.pool.take(lease.endpoint)
         if connection is not None:
             self._send(connection, now)
         else:
             self._attend(None)
+
+    def _choose(self, request: bytes) -> Choice | None:
+        """Where the request goes, which is whole; None if that is settled here."""
+        plain = self._plain
+        try:
+            model = plain.head.naming.model(request[plain.start :])
+            return self._chosen(self._connection.lane.directory.choose(model))
+        except AnswerableError as error:
+            self._answer(error)
+            return None
+
+    def _chosen(self, choice: Choice) -> Choice | None:
+        """Take where the request goes; None if it goes the long way, as its answer is not passed on byte for byte."""
+        if choice.served.rewrites:
+            self._hand_on()
+            return None
+        self._choice = choice
+        return choice
+
+    def _hand_on(self) -> None:
+        self._over = True
+        if self._share:
+            self._give_back_share()
+        self._connection.hand_on(bytes(self._request))
 
     def _send(self, connection: UpstreamConnection, now: float) -> None:
         head, start, length = self._plain
@@ -276,11 +309,12 @@ class FastExchange(Exchange):
                 await attempts.after(failure, self._endpoint, replayable=True)
             lease = self._lease = self._lease or await attempts.lease()
             self._endpoint = lease.endpoint
-            connection = None if attempts.fresh else self._pool.take(lease.endpoint)
             try:
+                await attempts.prepare(lease.endpoint)
+                connection = None if attempts.fresh else self._pool.take(lease.endpoint)
                 return connection or await self._pool.connect(lease.endpoint, lane.timeouts.connect_seconds)
-            except UpstreamRefused as refused:
-                failure = refused
+            except (UpstreamRefused, UpstreamReset) as error:
+                failure = error
 
     def began(self) -> None:
         if self._attempts is not None:
@@ -374,10 +408,13 @@ class FastExchange(Exchange):
 class FastUpload(FastExchange):
     """A request whose body is too large to be kept: its bytes go on as they come, once.
 
-    Until it is sent, `_request` has what has come.
+    Until it is sent, `_request` has what has come; `_search` looks for the model's name in it, for as long as it is not
+    known where the request goes.
     """
 
-    __slots__ = ()
+    __slots__ = ("_search",)
+
+    _search: Search | None
 
     @property
     def body(self) -> bytes:
@@ -385,24 +422,64 @@ class FastUpload(FastExchange):
 
     @property
     def held_bytes(self) -> int:
-        return min(self._plain.length or 0, STREAMED_BYTES)
+        return max(len(self._request), min(self._plain.length or 0, STREAMED_BYTES))
 
     def start(self, data: bytes, now: float) -> None:
-        lane = self._connection.lane
         self._missing = self._plain.start + (self._plain.length or 0)
-        choice = self._choice
-        assert choice is not None
+        self._request = bytearray()
+        self._search = None
         try:
-            choice.served.desk.refuse_early()
+            if self._choice is None:
+                choice = self._begin_search()
+            else:
+                choice = self._choice
+                choice.served.desk.refuse_early()
         except AnswerableError as error:
             self._answer(error)
             return
-        self._request = bytearray()
         self.more(data)
+        if choice is not None:
+            self._go(choice)
+
+    def _begin_search(self) -> Choice | None:
+        """Where the request goes if its body does not say that; else the search begins."""
+        directory, naming = self._connection.lane.directory, self._plain.head.naming
+        directory.refuse_early()
+        self._search = naming.search()
+        return directory.choose(naming.in_query) if self._search is None else None
+
+    def _go(self, choice: Choice) -> None:
+        if self._chosen(choice) is None:
+            return
         # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
-        self._attempts = lane.attempts(self, choice)
+        self._attempts = self._connection.lane.attempts(self, choice)
         self._attempts.fresh = True
         self._attend(None)
+
+    def _look_for_model(self, search: Search, data: bytes) -> None:
+        """Look into what has just come, for as far as is looked at all."""
+        lane = self._connection.lane
+        start, here = self._plain.start, len(self._request)
+        before = here - len(data)
+        end = start + lane.model_bytes
+        try:
+            lane.directory.budget.take(len(data))
+            self._share += len(data)
+            search.feed(bytes(data[max(0, start - before) : max(0, end - before)]))
+            if not search.over and not self._missing:
+                search.end()
+            if search.over:
+                choice = lane.directory.choose(search.model or self._plain.head.naming.in_query)
+            elif here >= end:
+                raise no_model_within(lane.model_bytes)
+            else:
+                return
+        except AnswerableError as error:
+            self._answer(error)
+            return
+        self._search = None
+        self._give_back_share()
+        self._go(choice)
 
     def more(self, data: bytes) -> None:
         if len(data) > self._missing:
@@ -412,7 +489,9 @@ class FastUpload(FastExchange):
         upstream = self.connection
         if upstream is None:
             self._request += data
-            if len(self._request) > _BEFORE_SENT_BYTES:
+            if self._search is not None:
+                self._look_for_model(self._search, data)
+            elif len(self._request) > _BEFORE_SENT_BYTES:
                 self._connection.pause_reading()
         elif data:
             upstream.transport.write(data)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from vllm_chill.core.naming import Naming, naming_of
 from vllm_chill.core.routing import Route, is_health_checker, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
@@ -51,7 +52,18 @@ class PlainHead:
     name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease.
     """
 
-    __slots__ = ("__weakref__", "_fields", "_special", "_written", "after", "before", "method", "proxied", "target")
+    __slots__ = (
+        "__weakref__",
+        "_fields",
+        "_naming",
+        "_special",
+        "_written",
+        "after",
+        "before",
+        "method",
+        "proxied",
+        "target",
+    )
 
     def __init__(
         self, method: str, target: bytes, fields: bytes, special: dict[bytes, bytes], *, proxied: bool
@@ -63,6 +75,7 @@ class PlainHead:
         self.target = target
         self._fields = fields
         self._special = special
+        self._naming: Naming | None = None
         self._written: tuple[Endpoint, str, str, bytes] | None = None
 
     def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
@@ -81,6 +94,21 @@ class PlainHead:
         if length is None:
             return b"%b%b\r\n" % (written[3], length_field(self.method, None))
         return b"%bContent-Length: %d\r\n\r\n" % (written[3], length)
+
+    @property
+    def naming(self) -> Naming:
+        """How a request with this head names its model."""
+        if self._naming is None:
+            target = self.target.decode("ascii")
+            self._naming = naming_of(target, self.field("Content-Type"), self.field("Content-Encoding"))
+        return self._naming
+
+    def field(self, name: str) -> str | None:
+        """A field, the first of this name."""
+        found = re.search(
+            rb"\r\n%b: ([^\r\n]*)" % re.escape(name.encode()), self.before + (self.after or b""), re.IGNORECASE
+        )
+        return found[1].decode("ascii") if found is not None else None
 
     def again(self, data: bytes) -> PlainRequest | None:
         """The request that these bytes start with, if its head is this one but for the length's digits."""

@@ -161,6 +161,15 @@ class FastConnection(asyncio.Protocol):
         self.read_on()
         handler.data_received(data)
 
+    def hand_on(self, request: bytes) -> None:
+        """Give the request that is being served to the server's own way, and the connection with it; `request` is all
+        that has come of it.
+        """
+        self._exchange = None
+        behind, self._behind = self._behind, b""
+        self._leave_lane(request + behind)
+        self.loop.call_soon(self.lane.counter.handed_on)  # once it has begun there: it is counted all the while
+
     def hold_back(self, data: bytes) -> None:
         """Keep what came behind the request that is being served, and read on a little: a client is seen to leave."""
         self._behind += data

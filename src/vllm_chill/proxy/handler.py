@@ -6,13 +6,16 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from vllm_chill.api.openai import error_envelope
+from vllm_chill.core.model_search import Search, no_model_within
+from vllm_chill.core.naming import naming_of
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
+from vllm_chill.proxy.adapters import Adapters
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
-from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
+from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.served import Choice, Directory, Served
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
@@ -31,12 +34,14 @@ class ProxyHandler:
         self._pool = pool
         self._metrics = metrics
         self._options = options
+        self._adapters = Adapters(pool, options.timeouts)
 
     def fast_lane(self, counter: Counter) -> FastLane:
         """The way of plain requests past the server's tasks, to the same targets."""
         return FastLane(
             self._directory,
             self._only,
+            self._adapters,
             self._attempts,
             self._metrics.responses_cut.inc,
             self._metrics.responses_aborted.inc,
@@ -44,6 +49,7 @@ class ProxyHandler:
             self._pool,
             self._options.timeouts,
             self._options.replay_bytes,
+            self._options.model_bytes,
         )
 
     async def proxy(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -54,18 +60,22 @@ class ProxyHandler:
         expects = _expects_continue(request)
         body = RequestBody(request, self._options.replay_bytes)
         caller = _Caller(request, body)
-        choice = self._only or self._directory.choose(None)
+        choice = self._only
+        if choice is None:
+            choice, expects = await self._choose(request, body, expects=expects)
         attempts = self._attempts(caller, choice)
         desk = choice.served.desk
         if (protocol := upgrade_of(request)) is not None:
             with await attempts.lease() as lease:
+                await attempts.prepare(lease.endpoint)
                 return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
         try:
             if size := body.missing:
                 if desk.streams(size):
                     body.stream()
                 else:
-                    expects = await self._load(request, body, desk, size, expects=expects)
+                    desk.gather(size)
+                    expects = await self._load(request, body, size, expects=expects)
             return await self._attempt(request, body, attempts, caller, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
@@ -78,18 +88,56 @@ class ProxyHandler:
                 caller.cut_off()  # or an answer to the error would stand within the response that it has
             raise
 
-    async def _load(
-        self, request: web.BaseRequest, body: RequestBody, desk: HoldDesk, size: int, *, expects: bool
-    ) -> bool:
-        """Read a small body whole; whether its client has yet to be told to send."""
-        desk.gather(size)
+    async def _load(self, request: web.BaseRequest, body: RequestBody, size: int, *, expects: bool) -> bool:
+        """Read a small body whole, for which there is a share; whether its client has yet to be told to send."""
         try:
             if expects:
                 expects = await _say_continue(request)
             await body.load()
         finally:
-            desk.budget.give_back(size)
+            self._directory.budget.give_back(size)
         return expects
+
+    async def _choose(self, request: web.BaseRequest, body: RequestBody, *, expects: bool) -> tuple[Choice, bool]:
+        """Where a request goes that has to say so, and whether its client has yet to be told to send its body."""
+        directory = self._directory
+        naming = naming_of(
+            request.raw_path, request.headers.get(hdrs.CONTENT_TYPE), request.headers.get(hdrs.CONTENT_ENCODING)
+        )
+        if body.whole is None:
+            directory.refuse_early()
+            search = naming.search()
+            if search is None:
+                return directory.choose(naming.in_query), expects
+            size = body.missing
+            if not size or not directory.budget.has(size):
+                if expects:
+                    expects = await _say_continue(request)
+                if size:
+                    body.stream()
+                return directory.choose(await self._search(body, search) or naming.in_query), expects
+            directory.budget.take(size)
+            expects = await self._load(request, body, size, expects=expects)
+        assert body.whole is not None
+        return directory.choose(naming.model(body.whole)), expects
+
+    async def _search(self, body: RequestBody, search: Search) -> str | None:
+        """The model that a streamed body names, of which no more is read than is needed for that."""
+        budget, most, share = self._directory.budget, self._options.model_bytes, 0
+        try:
+            while not search.over:
+                piece = await body.read_ahead()
+                if not piece:
+                    search.end()
+                    break
+                budget.take(len(piece))
+                before, share = share, share + len(piece)
+                search.feed(piece[: max(0, most - before)])
+                if share >= most and not search.over and share != body.length:
+                    raise no_model_within(most)
+            return search.model
+        finally:
+            budget.give_back(share)
 
     async def _attempt(
         self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
@@ -100,6 +148,7 @@ class ProxyHandler:
                 if expects:
                     expects = await _say_continue(request)
                 try:
+                    await attempts.prepare(lease.endpoint)
                     response = await relay(
                         request,
                         body,
@@ -131,7 +180,7 @@ class ProxyHandler:
         return await relay(request, body, endpoint, self._pool, self._options.timeouts)
 
     def _attempts(self, caller: Caller, choice: Choice) -> Attempts:
-        return Attempts(choice, self._metrics, self._options, caller)
+        return Attempts(choice, self._adapters, self._metrics, self._options, caller)
 
 
 class _Caller:

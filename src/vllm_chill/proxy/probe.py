@@ -1,4 +1,4 @@
-"""One GET of an endpoint, by a connection of the pool, to which it goes back: the first request finds it there."""
+"""One question to an endpoint, by a connection of the pool, to which it goes back: the first request finds it there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ class Prober:
 
     async def ask(self, endpoint: Endpoint, path: str, timeout_seconds: float) -> Answer:
         """GET a path; the whole of it, with the connection, may take `timeout_seconds`. It never raises."""
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
         request = f"GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nUser-Agent: vllm-chill\r\nAccept: */*\r\n\r\n".encode()
+        return await self.put(endpoint, request, timeout_seconds, timeout_seconds)
+
+    async def put(
+        self, endpoint: Endpoint, request: bytes, connect_seconds: float, timeout_seconds: float | None
+    ) -> Answer:
+        """Send a whole request, which may arrive twice; None for no timeout. It never raises."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
         kept = self._pool.take(endpoint)
         if kept is not None:
             question = _Question(self._pool, kept)
@@ -30,7 +37,7 @@ class Prober:
             if not question.stale:
                 return answer
         try:
-            connection = await self._pool.connect(endpoint, timeout_seconds)
+            connection = await self._pool.connect(endpoint, connect_seconds)
         except UpstreamRefused:
             return Refused()
         return await _Question(self._pool, connection).put(request, deadline)
@@ -55,7 +62,7 @@ class _Question:
         """Whether a kept connection was closed without a byte: most likely before the request reached it."""
         return self._reused and not self._heard and self._over.done()
 
-    async def put(self, request: bytes, deadline: float) -> Answer:
+    async def put(self, request: bytes, deadline: float | None) -> Answer:
         """Send the request; what comes of it until the deadline, on the loop's clock."""
         connection = self._connection
         assert connection is not None

@@ -65,6 +65,7 @@ class Directory:
         self.catalogue = Catalogue()
         self._served: dict[str, Served] = {}
         self._choices: dict[str, Choice] = {}
+        self._only_one: Choice | None = None
 
     def __iter__(self) -> Iterator[Served]:
         return iter((self.only,) if self.only is not None else tuple(self._served.values()))
@@ -77,6 +78,7 @@ class Directory:
         for name, entry in catalogue.by_name():
             if (found := self._served.get(entry.name)) is not None:
                 self._choices[name] = Choice(found, entry.adapter(name) if entry.loads_adapters else None)
+        self._only_one = Choice(served[0]) if len(served) == 1 else None
         self.trouble = None
 
     def find(self, name: str) -> Served | None:
@@ -97,8 +99,8 @@ class Directory:
         """
         name = model or self.default
         if name is None:
-            if len(self._served) == 1:
-                return Choice(next(iter(self._served.values())))
+            if self._only_one is not None:
+                return self._only_one
             self.refuse_early()
             raise BadRequest(f'the request names no model; say one in "model": {self.catalogue.names}')
         found = self._choices.get(name)

@@ -206,6 +206,8 @@ class UpstreamPool:
         self._leaving: set[_Home] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        self.on_close: Callable[[Endpoint], None] = lambda _: None
+        """Called when an endpoint's replica is going."""
 
     def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """An idle connection, if there is one."""
@@ -248,6 +250,7 @@ class UpstreamPool:
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """The endpoint's replica is going: close its idle connections now, and those in use after their response."""
+        self.on_close(endpoint)
         home = self._homes.pop(endpoint, None)
         if home is None:
             return

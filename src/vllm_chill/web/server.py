@@ -138,6 +138,12 @@ class ProxyServer:
             self._quiet.set()
         return now
 
+    def handed_on(self) -> None:
+        """Take that a proxied request which had begun is being handled by the server's own way."""
+        self._active -= 1
+        if self.draining and not self._active:
+            self._quiet.set()
+
     def bug(self, method: str, route: Route = Route.PROXIED) -> AnswerableError:
         """Log the exception that is being handled, and how to answer it."""
         self._log.exception("a bug in vllm-chill", method=method, route=route.value)
