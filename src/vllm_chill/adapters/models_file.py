@@ -52,7 +52,8 @@ def read_models(
             problems += [f"--models {path}: {invalid.name or name}: {problem}" for problem in invalid.problems]
             continue
         for warning in warnings(model, {"spec": {k: v for k, v in spec.items() if k != "command"}}):
-            warn(f"--models {path}: {name}: {warning}")
+            if not warning.startswith("spec.cache:"):  # what is downloaded stays on this machine anyway
+                warn(f"--models {path}: {name}: {warning}")
         argv = command or _vllm(model, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb)
         entry = entry_of(model, TargetRef("process", name), gpu_count=gpu_count, created=f"{order:06}")
         models.append(FileModel(entry, argv, {one.name: one.value or "" for one in model.spec.env}))

@@ -117,8 +117,10 @@ async def serve(
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
-        host, port = await _listen(server, settings)
         running = await stack.enter_async_context(_running(work()))
+        while plan.catalogue not in (None, "crd") and directory.trouble is not None and not running.done():
+            await asyncio.sleep(0)  # what is in a file is known before the first request
+        host, port = await _listen(server, settings)
         there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(_running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
