@@ -27,6 +27,7 @@ RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-has
 FROM base
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG BUILD_DATE=unknown
 LABEL org.opencontainers.image.title="vllm-chill" \
       org.opencontainers.image.description="A reverse proxy that wakes vLLM when a request comes and puts it to sleep when nobody uses it." \
       org.opencontainers.image.licenses="MIT" \
@@ -34,7 +35,10 @@ LABEL org.opencontainers.image.title="vllm-chill" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/venv /opt/venv
 # Log lines leave as they are written, and nothing is written beside the code.
+# GET /proxy/version says which build it is.
 ENV PATH="/opt/venv/bin:${PATH}" \
+    VLLM_CHILL_COMMIT="${REVISION}" \
+    VLLM_CHILL_BUILD_DATE="${BUILD_DATE}" \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 # A number, as Kubernetes' runAsNonRoot cannot tell who a name is.

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_chill.app import Plan, is_service_of
+from vllm_chill.api.version import Build
+from vllm_chill.app import VERSION, Plan, build, is_service_of
 from vllm_chill.errors import SettingError
 from vllm_chill.settings import Settings, env_of, load_settings
 
@@ -62,3 +63,9 @@ def test_a_command_has_an_address_of_its_own() -> None:
 def test_a_command_has_neither_a_kubelet_nor_a_service(flags: dict[str, str], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         Plan(load_settings({"backend": "process", **flags}), ("engine", "{port}"))
+
+
+def test_a_build_is_what_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CHILL_COMMIT", raising=False)
+    monkeypatch.setenv("VLLM_CHILL_BUILD_DATE", "2026-01-31T12:00:00Z")
+    assert build() == Build(version=VERSION, commit="unknown", build_date="2026-01-31T12:00:00Z")

@@ -6,6 +6,7 @@ Every message is a sentence for the person who reads it, with the next step in i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -77,11 +78,15 @@ class BadRequest(AnswerableError):
 
 
 class MethodNotAllowed(AnswerableError):
-    """The path is the proxy's own and does not take this method."""
+    """The path is the proxy's own and does not take this method; `allowed` are those that it takes."""
 
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Iterable[str]) -> None:
+        super().__init__(message)
+        self.allowed = tuple(sorted(allowed))
 
 
 class NotFound(AnswerableError):

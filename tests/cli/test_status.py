@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from vllm_chill.api.status import PastStartStatus, StartStatus, TargetStatus
-from vllm_chill.cli.status import describe
+from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
+from vllm_chill.cli.status import describe, tell
 
 
 def test_a_start_under_way_is_told_with_its_cause_and_the_time_left() -> None:
@@ -60,3 +60,51 @@ def test_a_stage_that_a_newer_proxy_has_is_told_by_its_name() -> None:
     start = StartStatus(stage="warming", elapsed_seconds=3)
     text = describe(TargetStatus(target="process/vllm", phase="waking", waiting=1, in_flight=0, start=start))
     assert "start      warming, 3s so far\n" in text
+
+
+def test_a_model_is_told_with_its_names_and_whom_it_waits_for() -> None:
+    target = TargetStatus(
+        target="ai-apps/vllm-a",
+        model="a",
+        served_names=["org/a", "alpha"],
+        group="gpu",
+        waits_for=["b"],
+        phase="queued",
+        phase_seconds=3,
+        cause="it waits for its turn on the GPUs",
+        waiting=1,
+        in_flight=0,
+    )
+    assert describe(target).splitlines() == [
+        "model      a",
+        "served as  org/a, alpha",
+        "group      gpu",
+        "target     ai-apps/vllm-a",
+        "phase      queued, for 3s",
+        "cause      it waits for its turn on the GPUs",
+        "waits for  b",
+        "waiting    1",
+        "in flight  0",
+    ]
+
+
+def test_several_targets_have_a_paragraph_each() -> None:
+    targets = [TargetStatus(target=f"ns/{name}", phase="asleep", waiting=0, in_flight=0) for name in ("a", "b")]
+    status = ProxyStatus(version="1", draining=True, default_model="org/a", targets=targets)
+    assert tell(status).split("\n\n") == [
+        *(describe(target) for target in targets),
+        "Requests that name no model get org/a.",
+        "This proxy is shutting down.",
+    ]
+
+
+def test_one_target_is_told_as_ever() -> None:
+    target = TargetStatus(target="process/vllm", phase="asleep", waiting=0, in_flight=0)
+    status = ProxyStatus(version="1", draining=True, targets=[target])
+    assert tell(status) == f"{describe(target)}\nThis proxy is shutting down."
+
+
+def test_without_a_model_it_says_why() -> None:
+    assert tell(ProxyStatus(version="1", draining=False, targets=[])) == "There is no model yet."
+    status = ProxyStatus(version="1", draining=False, trouble="the API server is away", targets=[])
+    assert tell(status) == "The models are not known: the API server is away."

@@ -441,10 +441,9 @@ class TestLocalRoutes:
             assert "/proxy/operations/stop" in body["error"]["message"]
 
     async def test_a_method_that_a_path_does_not_take_is_405(self) -> None:
-        async with stage() as s:
-            status, body = await s.get("/proxy/operations/stop")
-            assert status == 405
-            assert "POST" in body["error"]["message"]
+        async with stage() as s, s.session.get(s.url + "/proxy/operations/stop") as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+            assert "POST" in envelope(await response.text())["message"]
 
 
 class TestOperations:

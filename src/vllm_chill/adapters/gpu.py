@@ -127,15 +127,23 @@ _WHOLE = ("memory_used_mb", "memory_total_mb")
 class DcgmStats:
     """ports.GpuStats: the GPUs that a DCGM exporter tells of at `url`; its path is /metrics unless it has one."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url if urlsplit(url).path not in ("", "/") else f"{url.rstrip('/')}/metrics"
+    def __init__(self, url: str, timeout_seconds: float = _SECONDS) -> None:
+        self._timeout = timeout_seconds
+        self._url = f"{url.rstrip('/')}/metrics" if _has_no_path(url) else url
 
     async def read(self) -> GpuReading:
         """Every GPU that the exporter tells of; of one that is cut into parts, the whole."""
-        gpus = dcgm_gpus(await _page(self._url))
+        gpus = dcgm_gpus(await _page(self._url, self._timeout))
         if not gpus:
             raise BackendUnavailable(f"{self._url} tells of no GPU; is it a DCGM exporter's?")
         return GpuReading("dcgm", gpus)
+
+
+def _has_no_path(url: str) -> bool:
+    try:
+        return urlsplit(url).path in ("", "/")
+    except ValueError:
+        return False  # whoever asks for it will be told
 
 
 def dcgm_gpus(page: str) -> tuple[Gpu, ...]:
@@ -229,11 +237,11 @@ def _samples(page: str, wanted: Iterable[str]) -> Iterable[tuple[str, Mapping[st
         return
 
 
-async def _page(url: str) -> str:
+async def _page(url: str, timeout_seconds: float = _SECONDS) -> str:
     """The text at a URL. Raises BackendUnavailable."""
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session,
             session.get(url) as response,
         ):
             if response.status != 200:
@@ -245,6 +253,6 @@ async def _page(url: str) -> str:
                     raise BackendUnavailable(f"{url} answers with more than {_PAGE_BYTES >> 20} MiB")
             return page.decode(errors="replace")
     except TimeoutError:
-        raise BackendUnavailable(f"{url} did not answer within {_SECONDS:g} s") from None
+        raise BackendUnavailable(f"{url} did not answer within {timeout_seconds:g} s") from None
     except (aiohttp.ClientError, ValueError) as error:
         raise BackendUnavailable(f"{url} cannot be asked: {error}") from None

@@ -1,4 +1,4 @@
-"""The command line: `vllm-chill serve | status | crd | demo | version`."""
+"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | crd | demo | version`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import sys
 
 import click
 
+from vllm_chill.cli.asking import AskFailed
 from vllm_chill.cli.crd import print_crd
 from vllm_chill.cli.demo import demo
+from vllm_chill.cli.models import models, sleep, switch, wake
 from vllm_chill.cli.serve import serve
 from vllm_chill.cli.status import status
 from vllm_chill.errors import SettingError
@@ -43,15 +45,20 @@ def version() -> None:
     click.echo(f"vllm-chill {version_of('vllm-chill')}")
 
 
-for command in (serve, status, print_crd, demo):
+for command in (serve, status, models, switch, wake, sleep, print_crd, demo):
     cli.add_command(command)
 
 
 def main() -> None:
-    """Run the command line; a setting that cannot be used ends it with status 2 and a line for each."""
+    """Run the command line; a setting that cannot be used ends it with status 2 and a line for each, a proxy that
+    cannot do what is asked of it with status 1.
+    """
     try:
         cli(standalone_mode=True)
     except SettingError as error:
         for line in error.message.splitlines():
             click.echo(f"vllm-chill: {line}", err=True)
         sys.exit(2)
+    except AskFailed as error:
+        click.echo(f"vllm-chill: {error.message}", err=True)
+        sys.exit(1)

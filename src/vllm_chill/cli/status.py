@@ -1,78 +1,66 @@
-"""`vllm-chill status`: asks a running proxy how its target is."""
+"""`vllm-chill status`: asks a running proxy how its targets are."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import sys
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import click
 import durationpy
-from pydantic import ValidationError
 
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
+from vllm_chill.cli.asking import Proxy, url_option
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
+from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Stage
-from vllm_chill.errors import SettingError
 
-_TIMEOUT_SECONDS = 10
 _STAGE_WORDS = {STAGE_NAMES[stage]: words for stage, words in STAGE_WORDS.items()}
 
 
 @click.command(short_help="Tell the state of a running proxy.")
-@click.option(
-    "--url",
-    default="http://127.0.0.1:8080",
-    envvar="VLLM_CHILL_URL",
-    help="The proxy to ask. [VLLM_CHILL_URL; default: http://127.0.0.1:8080]",
-)
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="Print the proxy's answer as JSON.")
 def status(url: str, as_json: bool) -> None:
-    """Tell the state of a running proxy: its target, the phase, who waits, and when it sleeps.
+    """Tell the state of a running proxy: its targets, each with its phase, who waits, and when it sleeps.
 
     Exit status: 0, or 1 if the proxy cannot be asked.
     """
-    try:
-        answer = _ask(url)
-    except (OSError, http.client.HTTPException, ValidationError) as error:
-        reason = "it does not answer as vllm-chill does" if isinstance(error, ValidationError) else error
-        click.echo(f"vllm-chill: {url} cannot be asked: {reason}; is vllm-chill running there? (see --url)", err=True)
-        sys.exit(1)
+    answer = Proxy(url).get(Route.PROXY_STATUS.value, ProxyStatus)
     if as_json:
         click.echo(json.dumps(answer.model_dump(), indent=2))
         return
-    for target in answer.targets:
-        click.echo(describe(target))
+    click.echo(tell(answer))
+
+
+def tell(answer: ProxyStatus) -> str:
+    """The status for a person: a paragraph for each target, with an empty line between them."""
+    paragraphs = [describe(target) for target in answer.targets]
+    if answer.trouble is not None:
+        paragraphs.append(f"The models are not known: {answer.trouble}.")
+    elif not answer.targets:
+        paragraphs.append("There is no model yet.")
+    if answer.default_model is not None and len(answer.targets) > 1:
+        paragraphs.append(f"Requests that name no model get {answer.default_model}.")
     if answer.draining:
-        click.echo("This proxy is shutting down.")
-
-
-def _ask(url: str) -> ProxyStatus:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingError(f'--url: "{url}" is not accepted; give a URL such as http://127.0.0.1:8080')
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", parts.path.rstrip("/") + "/proxy/status")
-        return ProxyStatus.model_validate_json(connection.getresponse().read())
-    finally:
-        connection.close()
+        paragraphs.append("This proxy is shutting down.")
+    return ("\n\n" if len(answer.targets) > 1 else "\n").join(paragraphs)
 
 
 def describe(target: TargetStatus) -> str:
-    """The status for a person: a row for each thing there is to say."""
+    """One target for a person: a row for each thing there is to say."""
     rows = [
+        ("model", target.model),
+        ("served as", ", ".join(target.served_names) or None),
+        ("group", target.group),
         ("target", target.target),
-        ("phase", target.phase + (f", for {_words(target.phase_seconds)}" if target.phase_seconds else "")),
+        ("phase", target.phase + (f", for {words_of(target.phase_seconds)}" if target.phase_seconds else "")),
         ("cause", target.cause),
+        ("waits for", ", ".join(target.waits_for) or None),
         ("start", None if target.start is None else _start(target.start)),
         ("waiting", str(target.waiting)),
         ("in flight", str(target.in_flight)),
-        ("idle for", _words(target.idle_seconds)),
-        ("sleeps in", _words(target.sleeps_in_seconds)),
+        ("idle for", words_of(target.idle_seconds)),
+        ("sleeps in", words_of(target.sleeps_in_seconds)),
         ("replicas", None if target.replicas is None else str(target.replicas)),
         ("endpoints", ", ".join(target.endpoints) or None),
         ("last start", None if target.last_start is None else _last_start(target.last_start, target.cause)),
@@ -111,7 +99,8 @@ def _precisely(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 
-def _words(seconds: float | None) -> str | None:
+def words_of(seconds: float | None) -> str | None:
+    """A time as people write it, in whole seconds: `2m10s`."""
     if seconds is None:
         return None
     return str(durationpy.to_str(timedelta(seconds=round(seconds)))) if round(seconds) else "0s"

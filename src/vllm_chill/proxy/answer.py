@@ -9,25 +9,28 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
 from vllm_chill.api.openai import error_envelope
-from vllm_chill.errors import AnswerableError
+from vllm_chill.errors import AnswerableError, MethodNotAllowed
 
 
 def answer(error: AnswerableError) -> web.Response:
     """The response that tells a caller of this error: OpenAI's envelope, and Retry-After where a retry helps."""
-    response = web.json_response(error_envelope(error), status=error.status)
-    if error.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
-    return response
+    return web.json_response(error_envelope(error), status=error.status, headers=_fields(error))
 
 
 def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
     """The same response as it goes over the wire; `keep_alive` says whether the connection stays open behind it."""
     body = json.dumps(error_envelope(error)).encode()
     fields = {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
-    if error.retry_after_seconds is not None:
-        fields["Retry-After"] = str(error.retry_after_seconds)
+    fields |= _fields(error)
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _fields(error: AnswerableError) -> dict[str, str]:
+    fields = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, MethodNotAllowed):
+        fields["Allow"] = ", ".join(error.allowed)
+    return fields

@@ -136,13 +136,13 @@ class Metrics:
         )
         self.switches = Counter(
             "vllm_chill_managed_operations_total",
-            "Switches from one model to another that an operator asked for; from_model is empty where there was none.",
+            "Models that were woken in the place of another one, which had to sleep for that.",
             ("from_model", "to_model", "status"),
             registry=registry,
         )
         self.switch_duration = Histogram(
             "vllm_chill_managed_operation_duration_seconds",
-            "Time that such a switch took: until the former model sleeps, and the new one is ready if it was woken.",
+            "Time from when the other model was told to make room until the one in its place was ready.",
             ("from_model", "to_model"),
             buckets=WAKE_BUCKETS,
             registry=registry,
@@ -189,11 +189,11 @@ class Metrics:
                 metric.remove_by_labels({"from_model": followed.model})
                 metric.remove_by_labels({"to_model": followed.model})
 
-    def switched(self, from_: str | None, to: str, seconds: float, ok: bool) -> None:
+    def switched(self, from_: str, to: str, seconds: float, ok: bool) -> None:
         """Count a switch between two models of the catalogue, by the names that they are followed by."""
-        self.switches.labels(from_ or "", to, "success" if ok else "failure").inc()
+        self.switches.labels(from_, to, "success" if ok else "failure").inc()
         if ok:
-            self.switch_duration.labels(from_ or "", to).observe(seconds)
+            self.switch_duration.labels(from_, to).observe(seconds)
 
     def request_ended(self, method: str, route: Route, status: int, seconds: float) -> None:
         """Count one request and its time."""

@@ -77,7 +77,7 @@ class AdminApi:
         methods = TABLE[route].methods
         if methods and request.method not in methods:
             takes = " or ".join(sorted(methods))
-            raise MethodNotAllowed(f"{route.value} takes {takes}, not {request.method}.")
+            raise MethodNotAllowed(f"{route.value} takes {takes}, not {request.method}.", methods)
         return await self._handlers[route](request)
 
     async def _health(self, _: web.BaseRequest) -> web.Response:

@@ -30,7 +30,7 @@ def flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
 async def body(request: web.BaseRequest, shape: type[Shape], example: str) -> Shape | None:
     """The JSON in the body, whatever Content-Type says; None if there is no body. Raises BadRequest."""
     text = await _read(request)
-    if not text.strip():
+    if not text:
         return None
     try:
         return shape.model_validate_json(text)

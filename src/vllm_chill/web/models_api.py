@@ -82,7 +82,7 @@ class ModelsApi:
             raise BadRequest(f"the body is empty; send JSON such as {_EXAMPLE}")
         served = chosen(self._directory, wish.model_id)
         name = name_of(self._directory, served)
-        leaving = [other for other in self._rivals(served) if other.controller.runs]
+        leaving = self._rivals(served)
         self._directory.default = name
         try:
             await self._switching.switch(served.name, wake=wish.wake, wait=wait)
@@ -93,7 +93,7 @@ class ModelsApi:
         answer = Switched(
             message=f"Switched: {name} is the model of requests that name none.",
             active_model=name,
-            note=" ".join(_notes(served, [name_of(self._directory, other) for other in leaving], done=wait)),
+            note=" ".join(_notes(served, [name_of(self._directory, one) for one in leaving if one.controller.runs])),
         )
         return web.json_response(answer.model_dump())
 
@@ -122,9 +122,9 @@ def _running(served: Served) -> RunningModel:
     )
 
 
-def _notes(served: Served, leaving: list[str], *, done: bool) -> list[str]:
+def _notes(served: Served, leaving: list[str]) -> list[str]:
     notes = []
-    if leaving and not done:
+    if leaving:
         goes = "goes" if len(leaving) == 1 else "go"
         notes.append(f"{', '.join(leaving)} {goes} to sleep once their answers have ended.")
     match served.controller.target.phase:

@@ -1,0 +1,95 @@
+"""How the command line asks a running proxy: the one client of all commands that do."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+from pydantic import BaseModel, ValidationError
+
+from vllm_chill.errors import ChillError, SettingError
+
+_TIMEOUT_SECONDS = 10
+_DEFAULT = "http://127.0.0.1:8080"
+
+Shape = TypeVar("Shape", bound=BaseModel)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class AskFailed(ChillError):
+    """The proxy cannot be asked, or answers with an error; the command ends with exit status 1."""
+
+
+def url_option(command: Command) -> Command:
+    """Give a command the option that says which proxy it asks."""
+    option = click.option(
+        "--url",
+        default=_DEFAULT,
+        envvar="VLLM_CHILL_URL",
+        help=f"The proxy to ask. [VLLM_CHILL_URL; default: {_DEFAULT}]",
+    )
+    return option(command)
+
+
+class Proxy:
+    """A running proxy at `url`, which may have a path before its own ones. Raises SettingError for what is no URL."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise _no_url(url) from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise _no_url(url)
+        self._url = url
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
+
+    def get(self, path: str, shape: type[Shape]) -> Shape:
+        """What it answers to a GET. Raises AskFailed."""
+        return self._ask("GET", path, None, shape, _TIMEOUT_SECONDS)
+
+    def post(self, path: str, body: Mapping[str, object], shape: type[Shape], *, waits: bool = False) -> Shape:
+        """What it answers to a POST of this JSON; `waits`: however long that takes. Raises AskFailed."""
+        return self._ask("POST", path, body, shape, None if waits else _TIMEOUT_SECONDS)
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, object] | None, shape: type[Shape], seconds: float | None
+    ) -> Shape:
+        connection = self._kind(self._host, self._port, timeout=seconds)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers=headers)
+            response = connection.getresponse()
+            text = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+        if response.status >= 400 and (message := _message(text)) is not None:
+            raise AskFailed(message)
+        try:
+            return shape.model_validate_json(text)
+        except ValidationError:
+            raise self._failed("it does not answer as vllm-chill does") from None
+
+    def _failed(self, reason: str) -> AskFailed:
+        return AskFailed(f"{self._url} cannot be asked: {reason}; is vllm-chill running there? (see --url)")
+
+
+def _no_url(url: str) -> SettingError:
+    return SettingError(f'--url: "{url}" is not accepted; give a URL such as {_DEFAULT}')
+
+
+def _message(text: bytes) -> str | None:
+    """What the proxy says went wrong, if it is the proxy that says so."""
+    try:
+        message = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return message if isinstance(message, str) else None
