@@ -118,8 +118,8 @@ async def serve(
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         running = await stack.enter_async_context(_running(work()))
-        while plan.catalogue not in (None, "crd") and directory.trouble is not None and not running.done():
-            await asyncio.sleep(0)  # what is in a file is known before the first request
+        while plan.catalogue not in (None, "crd") and directory.trouble is not None and not running.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)  # what is in a file is told within a few turns
         host, port = await _listen(server, settings)
         there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(_running(there))
