@@ -20,6 +20,8 @@ from vllm_chill.control.controller import Bounds, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge, Served
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Endpoint, Limits, Phase, TargetRef
+from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.committed import Rewrite
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
@@ -119,6 +121,7 @@ async def stage(
     wake_paths: str = "default",
     served: Served = lambda: None,
     ref: TargetRef = REF,
+    rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs.
@@ -152,7 +155,7 @@ async def stage(
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         desk = hold_desk(controller, options.hold, starts, knowledge)
-        handler = ProxyHandler(controller, desk, pool, metrics, options)
+        handler = ProxyHandler(controller, desk, pool, metrics, options, rewrite_for)
         routes = Routes(parse_wake_paths(wake_paths))
         admin = AdminApi(
             controller, handler.scrape, metrics, "test", lambda: server.draining, starts, knowledge, routes

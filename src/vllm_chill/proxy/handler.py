@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
@@ -11,7 +13,7 @@ from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, Up
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
-from vllm_chill.proxy.committed import Committed, Kind
+from vllm_chill.proxy.committed import Committed, Kind, Rewrite
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller, HoldDesk
 from vllm_chill.proxy.relay import relay
@@ -23,7 +25,7 @@ __all__ = ["ProxyHandler", "ProxyOptions"]
 
 
 class ProxyHandler:
-    """Proxies requests to one target."""
+    """Proxies requests to one target. `rewrite_for` says what is done to the body of a request's answer, if anything is."""
 
     def __init__(
         self,
@@ -32,12 +34,14 @@ class ProxyHandler:
         pool: UpstreamPool,
         metrics: Metrics,
         options: ProxyOptions,
+        rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
     ) -> None:
         self._controller = controller
         self._desk = desk
         self._pool = pool
         self._metrics = metrics
         self._options = options
+        self._rewrite_for = rewrite_for
 
     def fast_lane(self, counter: Counter) -> FastLane:
         """The way of plain requests past the server's tasks, to the same target."""
@@ -98,6 +102,7 @@ class ProxyHandler:
         self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
     ) -> web.StreamResponse:
         failure: ChillError
+        rewrite = self._rewrite_for(request, body) if self._rewrite_for is not None else None
         while True:
             with await attempts.lease() as lease:
                 if expects:
@@ -110,6 +115,7 @@ class ProxyHandler:
                         self._pool,
                         self._options.timeouts,
                         committed=caller.committed,
+                        rewrite=rewrite,
                         began=attempts.answered,
                     )
                 except (UpstreamRefused, UpstreamReset) as error:
