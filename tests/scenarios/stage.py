@@ -24,6 +24,8 @@ from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
+from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.committed import Rewrite
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
@@ -124,6 +126,7 @@ async def stage(
     wake_paths: str = "default",
     served: ServedCommand = lambda: None,
     ref: TargetRef = REF,
+    rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs.
@@ -159,7 +162,8 @@ async def stage(
         budget = Budget(options.hold.body_budget)
         desk = hold_desk(controller, options.hold, budget, starts, knowledge)
         directory = Directory(budget, Served(controller, desk, starts, knowledge))
-        handler = ProxyHandler(directory, pool, metrics, options)
+        rewrite = None if rewrite_for is None else lambda request, body, _: rewrite_for(request, body)
+        handler = ProxyHandler(directory, pool, metrics, options, rewrite)
         routes = Routes(parse_wake_paths(wake_paths))
         admin = AdminApi(
             directory,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from vllm_chill.proxy.framing import LAST_CHUNK, ResponseFraming, chunk
 
@@ -26,6 +27,31 @@ class Kind(enum.Enum):
 
     EVENTS = b"text/event-stream"
     JSON = b"application/json"
+
+
+class BodyRewrite(Protocol):
+    """What is done to the body of one response, without its chunks."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets for these bytes, now."""
+
+    def end(self) -> bytes:
+        """The rest, as the body is whole."""
+
+    def rescue(self) -> bytes:
+        """The rest, as the body will never be whole."""
+
+
+Rewrite = Callable[[Kind], BodyRewrite]
+"""What is done to the body of a response of that kind, if there is one: a new one for each attempt."""
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """What a response is, by its head; None for all other types, and for what is encoded."""
+    media = _CONTENT_TYPE.search(head)
+    if media is None or _ENCODED.search(head):
+        return None
+    return next((kind for kind in Kind if kind.value == media[1].strip().lower()), None)
 
 
 class Committed:
@@ -84,11 +110,12 @@ class CommittedFraming(ResponseFraming):
     it is whole, and told as a failure. `status` is the upstream's own.
     """
 
-    __slots__ = ("_committed", "_kept", "_tail")
+    __slots__ = ("_body", "_committed", "_kept", "_tail")
 
-    def __init__(self, committed: Committed) -> None:
+    def __init__(self, committed: Committed, rewrite: Rewrite | None = None) -> None:
         super().__init__(http10=True)
         self._committed = committed
+        self._body = rewrite(committed.kind) if rewrite is not None else None
         self._kept: bytes | None = None
         self._tail = b""
 
@@ -105,12 +132,13 @@ class CommittedFraming(ResponseFraming):
         body = super().feed(data)
         if not began and self.status:
             head, _, body = body.partition(b"\r\n\r\n")
-            media = _CONTENT_TYPE.search(head)
-            promised = media is not None and media[1].strip().lower() == self._committed.kind.value
-            self._kept = None if self.status == 200 and promised and not _ENCODED.search(head) else b""
+            promised = self.status == 200 and kind_of(head) is self._committed.kind
+            self._kept = None if promised else b""
         if self._kept is not None:
             self._kept += body[: FAILURE_BYTES - len(self._kept)]
             body = b""
+        elif self._body is not None:
+            body = self._body.feed(body)
         out = self._committed.piece(body)
         return out + self._end() if self.complete else out
 
@@ -123,12 +151,14 @@ class CommittedFraming(ResponseFraming):
     def rescue(self, event: bytes) -> bytes | None:
         if self._committed.kind is Kind.JSON:
             return None
-        return self._committed.piece(b"\n\n" + event) + self._committed.last
+        rest = self._body.rescue() if self._body is not None else b""
+        return self._committed.piece(rest + b"\n\n" + event) + self._committed.last
 
     def _end(self) -> bytes:
         self.keep_alive = self._committed.keep_alive
         if self._kept is None:
-            return self._committed.last
+            rest = self._body.end() if self._body is not None else b""
+            return self._committed.piece(rest) + self._committed.last
         return self._committed.failure(_error_in(self._kept, self.status))
 
 

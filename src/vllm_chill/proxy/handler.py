@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
@@ -13,11 +15,12 @@ from vllm_chill.proxy.adapters import Adapters
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
-from vllm_chill.proxy.committed import Committed, Kind
+from vllm_chill.proxy.committed import Committed, Kind, Rewrite
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.served import Choice, Directory, Served
+from vllm_chill.proxy.tool_call_rewrite import tool_call_rewrite
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
@@ -25,15 +28,29 @@ from vllm_chill.telemetry.metrics import Metrics
 __all__ = ["ProxyHandler", "ProxyOptions"]
 
 
-class ProxyHandler:
-    """Proxies requests to the targets of a directory."""
+RewriteFor = Callable[[web.BaseRequest, RequestBody, Served], Rewrite | None]
+"""What is done to the body of the answer that this target gives to a request; None for nothing."""
 
-    def __init__(self, directory: Directory, pool: UpstreamPool, metrics: Metrics, options: ProxyOptions) -> None:
+
+class ProxyHandler:
+    """Proxies requests to the targets of a directory. `rewrite_for` says what is done to the body of a request's answer,
+    if anything is.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        options: ProxyOptions,
+        rewrite_for: RewriteFor | None = None,
+    ) -> None:
         self._directory = directory
         self._only = Choice(directory.only) if directory.only is not None else None
         self._pool = pool
         self._metrics = metrics
         self._options = options
+        self._rewrite_for = rewrite_for or _rewrite_for
         self._adapters = Adapters(pool, options.timeouts)
 
     def fast_lane(self, counter: Counter) -> FastLane:
@@ -76,7 +93,8 @@ class ProxyHandler:
                 else:
                     desk.gather(size)
                     expects = await self._load(request, body, size, expects=expects)
-            return await self._attempt(request, body, attempts, caller, expects=expects)
+            rewrite = self._rewrite_for(request, body, choice.served)
+            return await self._attempt(request, body, attempts, caller, rewrite, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
                 raise
@@ -140,7 +158,14 @@ class ProxyHandler:
             budget.give_back(share)
 
     async def _attempt(
-        self, request: web.BaseRequest, body: RequestBody, attempts: Attempts, caller: _Caller, *, expects: bool
+        self,
+        request: web.BaseRequest,
+        body: RequestBody,
+        attempts: Attempts,
+        caller: _Caller,
+        rewrite: Rewrite | None,
+        *,
+        expects: bool,
     ) -> web.StreamResponse:
         failure: ChillError
         while True:
@@ -156,6 +181,7 @@ class ProxyHandler:
                         self._pool,
                         self._options.timeouts,
                         committed=caller.committed,
+                        rewrite=rewrite,
                         began=attempts.answered,
                     )
                 except (UpstreamRefused, UpstreamReset) as error:
@@ -226,6 +252,10 @@ class _Caller:
         """Send bytes to the client, if it is still there."""
         if self._request.transport is not None:
             self._request.transport.write(data)
+
+
+def _rewrite_for(request: web.BaseRequest, body: RequestBody, served: Served) -> Rewrite | None:
+    return tool_call_rewrite(request, body) if served.rewrites else None
 
 
 async def _say_continue(request: web.BaseRequest) -> bool:

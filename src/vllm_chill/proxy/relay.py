@@ -18,10 +18,11 @@ from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BadRequest, ChillError, ResponseCut
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, drain, message_of, peer_of
 from vllm_chill.proxy.body import RequestBody
-from vllm_chill.proxy.committed import Committed, CommittedFraming
+from vllm_chill.proxy.committed import Committed, CommittedFraming, Rewrite
 from vllm_chill.proxy.exchange import Exchange, StaleConnection, named, silent
 from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.headers import request_head
+from vllm_chill.proxy.rewritten import RewrittenFraming, unencoded
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 __all__ = ["RelayTimeouts", "Relayed", "relay"]
@@ -49,11 +50,13 @@ async def relay(
     timeouts: RelayTimeouts,
     *,
     committed: Committed | None = None,
+    rewrite: Rewrite | None = None,
     began: Callable[[], None] = lambda: None,
 ) -> Relayed:
     """Send the request to the endpoint and its response to the client; return once the last byte is on its way.
 
-    `committed` is what the client was told while it was held; `began` is called with the response's first bytes.
+    `committed` is what the client was told while it was held, `rewrite` what is done to the response's body; `began`
+    is called with the response's first bytes.
     The result is what the handler returns to aiohttp. If the upstream dies within its response, the client's
     connection is aborted and the result's `cut` says why.
 
@@ -69,16 +72,30 @@ async def relay(
     if whole is None:
         whole = await body.load()
     peer, scheme = peer_of(request.protocol)
-    head = request_head(message_of(request), endpoint, body.framing, peer=peer, scheme=scheme)
+    message = message_of(request) if rewrite is None else unencoded(message_of(request))
+    head = request_head(message, endpoint, body.framing, peer=peer, scheme=scheme)
     connection = pool.take(endpoint) if body.replayable else None
     if connection is not None:
         try:
-            return await _Relay(request, connection, pool, endpoint, committed, began).run(head, whole, body, timeouts)
+            framing = _framing(request, committed, rewrite)
+            return await _Relay(request, connection, pool, endpoint, framing, began).run(head, whole, body, timeouts)
         except StaleConnection:
             if not body.replayable:
                 raise
     connection = await pool.connect(endpoint, timeouts.connect_seconds)
-    return await _Relay(request, connection, pool, endpoint, committed, began).run(head, whole, body, timeouts)
+    framing = _framing(request, committed, rewrite)
+    return await _Relay(request, connection, pool, endpoint, framing, began).run(head, whole, body, timeouts)
+
+
+def _framing(request: BaseRequest, committed: Committed | None, rewrite: Rewrite | None) -> ResponseFraming:
+    """How the response is passed on."""
+    if committed is not None:
+        return CommittedFraming(committed, rewrite)
+    message = message_of(request)
+    http10, keep_alive = message.version < HttpVersion11, not message.should_close
+    if rewrite is not None:
+        return RewrittenFraming(rewrite, http10=http10, keep_alive=keep_alive)
+    return ResponseFraming(no_body=message.method == "HEAD", http10=http10, keep_alive=keep_alive)
 
 
 class _Relay(Exchange):
@@ -92,22 +109,12 @@ class _Relay(Exchange):
         connection: UpstreamConnection,
         pool: UpstreamPool,
         endpoint: Endpoint,
-        committed: Committed | None,
+        framing: ResponseFraming,
         began: Callable[[], None],
     ) -> None:
-        message = message_of(request)
         client = request.transport
         if client is None:
             raise ConnectionResetError("the client has left")
-        framing = (
-            CommittedFraming(committed)
-            if committed is not None
-            else ResponseFraming(
-                no_body=message.method == "HEAD",
-                http10=message.version < HttpVersion11,
-                keep_alive=not message.should_close,
-            )
-        )
         self._handler = connection_of(request)
         super().__init__(self._handler, client, framing, pool)
         self._over: asyncio.Future[None] = connection.loop.create_future()
@@ -164,7 +171,8 @@ class _Relay(Exchange):
             self._timer = connection.loop.call_later(seconds, self._time_out, seconds)
 
     def _time_out(self, seconds: float) -> None:
-        self.fail(silent(self._endpoint, seconds))
+        if not self.framing.status:  # else it has begun, though nothing of it has gone on to the client yet
+            self.fail(silent(self._endpoint, seconds))
 
     def began(self) -> None:
         self._began()
