@@ -200,3 +200,18 @@ async def test_a_reader_is_told_of_a_malformed_chunk() -> None:
         assert (await client.head()).startswith(b"HTTP/1.1 400 ")
         assert await client.rest() == b"broken"
         assert len(failures) == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_malformed_chunk_is_told_however_far_its_request_has_come(turns: int) -> None:
+    async def reads(request: web.BaseRequest) -> web.StreamResponse:
+        with pytest.raises(web.RequestPayloadError):
+            await request.read()
+        return web.Response(status=400, text="broken")
+
+    async with connected(reads) as (connection, client):
+        connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connection.data_received(b"no size\r\n")
+        assert (await client.head()).startswith(b"HTTP/1.1 400 ")

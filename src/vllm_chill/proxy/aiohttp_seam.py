@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiohttp.http_exceptions import HttpProcessingError
@@ -59,20 +61,23 @@ class ClientConnection(RequestHandler):
         queue = self._messages
         known = len(queue)
         super().data_received(data)
-        if len(queue) > known and isinstance(error := getattr(queue[-1][0], "exc", None), HttpProcessingError):
+        if len(queue) > known and (error := _error_in(queue[-1])) is not None:
             self._end_broken_body(error)
 
-    def _end_broken_body(self, error: HttpProcessingError) -> None:
-        if len(self._messages) > 1:
-            payload = self._messages[-2][1]
+    def _end_broken_body(self, error: HttpProcessingError, *, again: bool = True) -> None:
+        requests = [message for message in self._messages if _error_in(message) is None]
+        if requests:
+            payload = requests[-1][1]
         elif self._current_request is not None:
             payload = self._current_request.content
         else:
+            if again:  # its request may be between the queue and its handler, for one turn of the loop
+                self._loop.call_soon(partial(self._end_broken_body, error, again=False))
             return
         if payload.is_eof():
             return
         # The error belongs to this body: the request is answered, and nothing is read after it.
-        self._messages.pop()
+        self._messages = deque(requests)
         self._close = True
         payload.set_exception(RequestPayloadError(error.message))
         payload.feed_eof()
@@ -98,6 +103,12 @@ class ClientConnection(RequestHandler):
             call()
 
         waiter.add_done_callback(resumed)
+
+
+def _error_in(message: Any) -> HttpProcessingError | None:
+    """What is wrong with bytes that the parser has refused, which stands in the queue as a request would."""
+    error = getattr(message[0], "exc", None)
+    return error if isinstance(error, HttpProcessingError) else None
 
 
 class ClientServer(Server):

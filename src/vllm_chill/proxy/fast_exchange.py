@@ -15,6 +15,7 @@ from typing import Protocol
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
 from vllm_chill.core.model_search import Search, no_model_within
+from vllm_chill.core.naming import Naming
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
@@ -237,23 +238,21 @@ class FastExchange(Exchange):
 
     def _choose(self, request: bytes) -> Choice | None:
         """Where the request goes, which is whole; None if that is settled here."""
-        plain = self._plain
+        head, start, _ = self._plain
+        naming = head.naming or head.find_naming()
         try:
-            model = plain.head.naming.model(request[plain.start :])
-            return self._chosen(self._connection.lane.directory.choose(model))
+            choice = self._connection.lane.directory.choose(naming.model(request[start:]))
         except AnswerableError as error:
             self._answer(error)
             return None
-
-    def _chosen(self, choice: Choice) -> Choice | None:
-        """Take where the request goes; None if it goes the long way, as its answer is not passed on byte for byte."""
-        if choice.served.rewrites:
+        if choice.rewrites:
             self._hand_on()
             return None
         self._choice = choice
         return choice
 
     def _hand_on(self) -> None:
+        """Have the request go the long way, as its answer is not passed on byte for byte."""
         self._over = True
         if self._share:
             self._give_back_share()
@@ -443,14 +442,21 @@ class FastUpload(FastExchange):
 
     def _begin_search(self) -> Choice | None:
         """Where the request goes if its body does not say that; else the search begins."""
-        directory, naming = self._connection.lane.directory, self._plain.head.naming
+        directory, naming = self._connection.lane.directory, self._naming
         directory.refuse_early()
         self._search = naming.search()
         return directory.choose(naming.in_query) if self._search is None else None
 
+    @property
+    def _naming(self) -> Naming:
+        head = self._plain.head
+        return head.naming or head.find_naming()
+
     def _go(self, choice: Choice) -> None:
-        if self._chosen(choice) is None:
+        if choice.rewrites:
+            self._hand_on()
             return
+        self._choice = choice
         # On a new connection: a kept one that turns out to be closed would take what cannot be sent again.
         self._attempts = self._connection.lane.attempts(self, choice)
         self._attempts.fresh = True
@@ -469,7 +475,7 @@ class FastUpload(FastExchange):
             if not search.over and not self._missing:
                 search.end()
             if search.over:
-                choice = lane.directory.choose(search.model or self._plain.head.naming.in_query)
+                choice = lane.directory.choose(search.model or self._naming.in_query)
             elif here >= end:
                 raise no_model_within(lane.model_bytes)
             else:

@@ -49,18 +49,19 @@ class PlainHead:
 
     `before` are its bytes up to the length's digits, `after` those behind them (None, and all of it is in `before`,
     if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
-    name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease.
+    name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease; `naming` is
+    None until it is asked for.
     """
 
     __slots__ = (
         "__weakref__",
         "_fields",
-        "_naming",
         "_special",
         "_written",
         "after",
         "before",
         "method",
+        "naming",
         "proxied",
         "target",
     )
@@ -75,7 +76,7 @@ class PlainHead:
         self.target = target
         self._fields = fields
         self._special = special
-        self._naming: Naming | None = None
+        self.naming: Naming | None = None
         self._written: tuple[Endpoint, str, str, bytes] | None = None
 
     def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
@@ -95,13 +96,11 @@ class PlainHead:
             return b"%b%b\r\n" % (written[3], length_field(self.method, None))
         return b"%bContent-Length: %d\r\n\r\n" % (written[3], length)
 
-    @property
-    def naming(self) -> Naming:
-        """How a request with this head names its model."""
-        if self._naming is None:
-            target = self.target.decode("ascii")
-            self._naming = naming_of(target, self.field("Content-Type"), self.field("Content-Encoding"))
-        return self._naming
+    def find_naming(self) -> Naming:
+        """How a request with this head names its model; `naming` has it from now on."""
+        target = self.target.decode("ascii")
+        self.naming = naming_of(target, self.field("Content-Type"), self.field("Content-Encoding"))
+        return self.naming
 
     def field(self, name: str) -> str | None:
         """A field, the first of this name."""

@@ -36,18 +36,16 @@ class Served:
         """What it is called in the API: the model's object name, else the target's."""
         return self.entry.name if self.entry is not None else str(self.controller.target.ref)
 
-    @property
-    def rewrites(self) -> bool:
-        """Whether what it answers is not passed on byte for byte."""
-        return self.entry is not None and self.entry.rewrites_tool_calls
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """Where a request goes: its target, and the adapter that has to be loaded there before, if it asks for one."""
+    """Where a request goes: its target, and the adapter that has to be loaded there before, if it asks for one.
+    `rewrites`: what is answered there is not passed on byte for byte.
+    """
 
     served: Served
     adapter: Adapter | None = None
+    rewrites: bool = False
 
 
 class Directory:
@@ -77,8 +75,11 @@ class Directory:
         self._choices = {}
         for name, entry in catalogue.by_name():
             if (found := self._served.get(entry.name)) is not None:
-                self._choices[name] = Choice(found, entry.adapter(name) if entry.loads_adapters else None)
-        self._only_one = Choice(served[0]) if len(served) == 1 else None
+                adapter = entry.adapter(name) if entry.loads_adapters else None
+                self._choices[name] = Choice(found, adapter, entry.rewrites_tool_calls)
+        self._only_one = None
+        if len(served) == 1 and (only := served[0].entry) is not None:
+            self._only_one = Choice(served[0], None, only.rewrites_tool_calls)
         self.trouble = None
 
     def find(self, name: str) -> Served | None:
