@@ -17,7 +17,7 @@ IMAGE = os.environ.get("CLUSTER_IMAGE", "vllm/vllm-openai:v0.11.0")
 """What stands for vLLM: the control plane's node runs a stub in its place; any image with its /health will do."""
 
 _PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
-_CLUSTER_SCOPED = {"Namespace", "CustomResourceDefinition"}
+_CLUSTER_SCOPED = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 
 
 def path_of(item: Json, namespace: str | None = None) -> str:

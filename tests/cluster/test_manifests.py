@@ -19,7 +19,9 @@ def manifests() -> list[Any]:
         pytest.param(item, id=f"{file.parent.name}-{item['kind']}")
         for file in sorted(DEPLOY.rglob("*.yaml"))
         for item in yaml.safe_load_all(file.read_text())
-        if item["kind"] not in ("Kustomization", "VLLMModel")  # nothing is a VLLMModel until its definition is there
+        if isinstance(item, dict)  # a patch is a list
+        # Nothing is a VLLMModel until its definition is there.
+        if item["kind"] not in ("Kustomization", "Component", "VLLMModel")
     ]
 
 

@@ -14,6 +14,7 @@ from tests.control.model_stage import (
     model,
     staged,
 )
+from vllm_chill.adapters.memory_objects import MemoryObjects
 from vllm_chill.control.models import FINALIZER, MODELS
 from vllm_chill.control.workloads import MANAGED_BY, REPLACE
 from vllm_chill.core.objects import Json
@@ -37,8 +38,8 @@ async def test_a_model_gets_a_workload_that_sleeps_and_is_in_the_catalogue() -> 
         assert item is not None
         assert item["metadata"]["finalizers"] == [FINALIZER]
         assert [said.message for said in stage.said("Created")] == [
-            "Service ai-apps/vllm-qwen was made",
             "Deployment ai-apps/vllm-qwen was made",
+            "Service ai-apps/vllm-qwen was made",
         ]
 
 
@@ -497,12 +498,23 @@ async def test_models_that_cannot_be_seen_are_told_and_go_on_being_served() -> N
         stage.store.lose(MODELS, "it is away")
         assert stage.served.losses == ["it is away"]
         told = len(stage.served.told)
-        stage.store.tell(DEPLOYMENTS)
+        (await stage.lease()).release()
         assert len(stage.served.told) == told
         assert stage.served.names == ["qwen"]
-        stage.store.tell(MODELS)
+        stage.store.find(MODELS)
         assert len(stage.served.told) == told + 1
         assert stage.served.names == ["qwen"]
+
+
+async def test_services_that_cannot_be_seen_keep_no_model_from_being_served() -> None:
+    store = MemoryObjects()
+    store.lose(SERVICES, "no right to list services")
+    store.lose(DEPLOYMENTS, "no right to list deployments")
+    async with staged(model(), store=store) as stage:
+        assert stage.served.told == []
+        assert stage.served.losses == ["no right to list deployments"]
+        store.find(DEPLOYMENTS)
+        (await stage.lease()).release()
 
 
 async def test_after_a_restart_nothing_is_written() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,52 @@ def test_the_example_sleeps_until_it_is_woken_and_may_load_for_as_long_as_the_pr
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     volumes = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert volumes == {"cache": "/cache", "shm": "/dev/shm"}
+
+
+def test_the_component_for_models_has_all_of_its_manifests() -> None:
+    [component] = objects(DEPLOY / "models/kustomization.yaml")
+    files = {*component["resources"], *(patch["path"] for patch in component["patches"])}
+    assert files == {f.name for f in (DEPLOY / "models").glob("*.yaml")} - {"kustomization.yaml"}
+    [target] = [patch["target"] for patch in component["patches"]]
+    assert (target["kind"], target["name"]) == ("Deployment", only("deployment.yaml", "Deployment")["metadata"]["name"])
+
+
+def test_with_models_the_proxy_takes_its_arguments_and_differs_in_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [[patch]] = objects(DEPLOY / "models/arguments.yaml")
+    assert (patch["op"], patch["path"]) == ("replace", "/spec/template/spec/containers/0/args")
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in patch["value"] if "=" in argument)
+    alone = arguments("deployment.yaml")
+    assert given.items() - alone.items() == {("models", "crd")}
+    assert alone.keys() - given.keys() == {"deployment", "target-host", "target-port"}
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(env_of(field), raising=False)
+    fields = {name.replace("-", "_"): value for name, value in given.items()}
+    assert load_settings(fields | {"namespace": "ai-apps"}).models == "crd"
+
+
+def test_the_rights_for_models_are_the_proxys() -> None:
+    account = only("serviceaccount.yaml", "ServiceAccount")["metadata"]
+    roles = {(item["kind"], item["metadata"]["name"]): item for item in objects(DEPLOY / "models/rbac.yaml")}
+    for kind in ("ClusterRole", "Role"):
+        binding = roles[f"{kind}Binding", "vllm-chill-models"]
+        assert binding["roleRef"]["kind"] == kind
+        assert binding["roleRef"]["name"] == roles[kind, "vllm-chill-models"]["metadata"]["name"]
+        [subject] = binding["subjects"]
+        assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize in it")
+def test_kustomize_builds_the_proxy_with_models_in_any_namespace(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (tmp_path / "mine").mkdir()
+    kustomization = {"namespace": "mine", "resources": ["../deploy"], "components": ["../deploy/models"]}
+    (tmp_path / "mine/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    built = subprocess.run(["kubectl", "kustomize", "mine"], cwd=tmp_path, capture_output=True, check=True)  # noqa: S607
+    items = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(built.stdout)}
+    [container] = items["Deployment", "vllm-chill"]["spec"]["template"]["spec"]["containers"]
+    assert "--models=crd" in container["args"]
+    for kind in ("RoleBinding", "ClusterRoleBinding"):
+        assert items[kind, "vllm-chill-models"]["subjects"][0]["namespace"] == "mine"
+    assert items["Role", "vllm-chill-models"]["metadata"]["namespace"] == "mine"

@@ -44,6 +44,7 @@ class MemoryObjects:
         self._objects: dict[Collection, dict[str, Json]] = defaultdict(dict)
         self._applied: dict[tuple[Collection, str], Json] = {}
         self._observers: dict[Collection, list[ObjectsObserver]] = defaultdict(list)
+        self._lost: dict[Collection, str] = {}
         self._versions = itertools.count(1)
         self.said: list[Said] = []
         self.writes: list[tuple[str, str]] = []
@@ -53,7 +54,7 @@ class MemoryObjects:
     async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
         self._observers[collection].append(observer)
         try:
-            observer.seen(copy.deepcopy(self._objects[collection]))
+            self._tell(collection, observer)
             await asyncio.get_running_loop().create_future()
         finally:
             self._observers[collection].remove(observer)
@@ -126,12 +127,22 @@ class MemoryObjects:
 
     def lose(self, collection: Collection, cause: str) -> None:
         """The collection can no longer be seen."""
-        for observer in self._observers[collection]:
-            observer.lost(cause)
+        self._lost[collection] = cause
+        self._tell_all(collection)
 
-    def tell(self, collection: Collection) -> None:
-        """It is seen, as after an outage."""
+    def find(self, collection: Collection) -> None:
+        """It can be seen, as after an outage."""
+        self._lost.pop(collection, None)
+        self._tell_all(collection)
+
+    def _tell_all(self, collection: Collection) -> None:
         for observer in tuple(self._observers[collection]):
+            self._tell(collection, observer)
+
+    def _tell(self, collection: Collection, observer: ObjectsObserver) -> None:
+        if collection in self._lost:
+            observer.lost(self._lost[collection])
+        else:
             observer.seen(copy.deepcopy(self._objects[collection]))
 
     async def _reach(self, doing: str, name: str) -> None:
@@ -165,7 +176,7 @@ class MemoryObjects:
         self._objects[collection][name] = after
         if kept.get("deletionTimestamp") and not kept.get("finalizers"):
             self._forget(collection, name)
-        self.tell(collection)
+        self._tell_all(collection)
         return copy.deepcopy(after)
 
     def _delete(self, collection: Collection, name: str) -> None:
@@ -174,7 +185,7 @@ class MemoryObjects:
             self._patch(collection, name, {"metadata": {"deletionTimestamp": _CREATED}})
         else:
             self._forget(collection, name)
-            self.tell(collection)
+            self._tell_all(collection)
 
     def _forget(self, collection: Collection, name: str) -> None:
         del self._objects[collection][name]

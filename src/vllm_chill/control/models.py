@@ -26,7 +26,7 @@ from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.model_status import Condition, Facts
 from vllm_chill.core.objects import Collection, Json, digest, meant, metadata
 from vllm_chill.core.target import TargetRef
-from vllm_chill.errors import BackendConflict, BackendError, InvalidModel
+from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, InvalidModel
 from vllm_chill.ports import CatalogueObserver, ObjectStore
 
 MODELS = Collection(API_VERSION, KIND, PLURAL, absent="install it: vllm-chill crd | kubectl apply -f -")
@@ -37,13 +37,16 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Model:
-    """A model's object as it was last seen, and what came of it. `good` is the last version that could be used."""
+    """A model's object as it was last seen, and what came of it. `good` is the last version that could be used; `said`
+    and `not_owned` are what has been complained of already.
+    """
 
     item: Json
     good: VLLMModel | None = None
     problems: tuple[str, ...] = ()
     workload: Condition = NOT_MADE
     said: tuple[str, ...] = ()
+    not_owned: str | None = None
     ending_since: float | None = None
 
     @property
@@ -98,6 +101,7 @@ class ModelReconciler:
         self._entries: tuple[ModelEntry, ...] | None = None
         self._catalogue = Catalogue()
         self._lost: set[Collection] = set()
+        self._complaints: dict[Collection, str] = {}
 
     async def run(self) -> None:
         """Follow the models and what is made for them, until cancelled."""
@@ -124,6 +128,7 @@ class ModelReconciler:
         self._seen[collection] = objects
         found_again = collection in self._lost
         self._lost.discard(collection)
+        self._complaints.pop(collection, None)
         if collection is MODELS:
             self._take_models(objects)
         else:
@@ -135,9 +140,13 @@ class ModelReconciler:
 
     def lost(self, collection: Collection, cause: str) -> None:
         """Take that one of the collections cannot be seen at present."""
-        if collection is MODELS or self._entries is None:
+        is_needed = collection is not self._workloads.services
+        if collection is MODELS or (is_needed and self._entries is None):
             self._lost.add(collection)
             self._observer.lost(cause)
+        elif self._complaints.get(collection) != cause:
+            self._complaints[collection] = cause
+            self._log.warning("what runs the models cannot be seen", what=collection.plural, cause=cause)
 
     def _take_models(self, objects: Mapping[str, Json]) -> None:
         for name in self._models.keys() - objects.keys():
@@ -254,10 +263,16 @@ class ModelReconciler:
         return brought.again_seconds
 
     async def _own(self, model: _Model) -> None:
-        """Have its end wait for its workload's."""
+        """Have its end wait for its workload's. Without the right to, it is served all the same."""
         finalizers = metadata(model.item).get("finalizers") or []
         if FINALIZER not in finalizers:
-            await self._finalize(model, [*finalizers, FINALIZER])
+            try:
+                await self._finalize(model, [*finalizers, FINALIZER])
+            except BackendRefused as error:
+                if model.not_owned == error.message:
+                    return
+                model.not_owned = error.message
+                self._log.warning("the end of a model will not wait", model=model.name, cause=error.message)
 
     async def _finalize(self, model: _Model, finalizers: list[str]) -> None:
         change = {"resourceVersion": metadata(model.item)["resourceVersion"], "finalizers": finalizers}

@@ -103,8 +103,9 @@ class Workloads:
         """
         service = _Want(self.services, model, service_of(model, self._namespace), about)
         deployment = _Want(self.deployments, model, deployment_of(model, self._namespace, self._defaults), about)
-        has_service = await self._bring_service(service, seen.get(self.services))
+        # Requests go to the pods themselves where they can, so a model is served before it has its Service.
         brought = await self._bring_deployment(deployment, controller, seen.get(self.deployments))
+        has_service = await self._bring_service(service, seen.get(self.services))
         return brought if brought.condition.status is not True else Brought(has_service)
 
     async def clear_away(self, name: str) -> None:

@@ -114,6 +114,7 @@ class StubApi:
             self._written.notify_all()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
         self.requests.append(request)
         collection = request.path.split("/")[-1]
         what = "watch" if "watch" in request.query else {"GET": "list"}.get(request.method, "write")

@@ -1,0 +1,90 @@
+"""The rights that a catalogue of models needs, and which of them are missing: asked when the proxy starts.
+
+The rule: a missing right stops nothing here. It is named with what does not work without it, and everything else goes
+on; what needs it says so again when it is needed. deploy/models/rbac.yaml grants exactly these, which a test compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable
+from vllm_chill.api.vllm_model import GROUP, PLURAL
+
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A verb on a resource (`deployments/scale` names a part of one), in a namespace or (None) cluster-wide; `without`
+    says what does not work without it, as a clause.
+    """
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str | None
+    without: str
+
+    @property
+    def complaint(self) -> str:
+        """The sentence for its lack."""
+        group = f" of {self.group}" if self.group else ""
+        where = "cluster-wide" if self.namespace is None else f"in the namespace {self.namespace}"
+        return (
+            f'the right to "{self.verb}" "{self.resource}"{group} {where} is missing: {self.without}; '
+            "deploy/models/rbac.yaml has it"
+        )
+
+
+def rights_of_models(namespace: str) -> tuple[Right, ...]:
+    """All rights that are needed to serve models whose workloads are in this namespace."""
+    unseen = "no model is served"
+    unmade = "what runs a model cannot be made, or put back as its model has it"
+    own = [(verb, "deployments", unseen) for verb in ("list", "watch")]
+    own += [(verb, "deployments", unmade) for verb in ("get", "create", "patch")]
+    own += [("delete", "deployments", "what ran a model stays when the model is deleted, and so does the model")]
+    own += [("patch", "deployments/scale", "no model is woken or put to sleep")]
+    uncared = "a model's Service is not made, or put back as it was"
+    services = [(verb, "services", uncared) for verb in ("list", "watch", "get", "create", "patch")]
+    services += [("delete", "services", "a model's Service stays when the model is deleted, and so does the model")]
+    pods = [(verb, "pods", "whether a model is ready is not known") for verb in ("list", "watch")]
+    events = [(verb, "events", "what was done is not told in events") for verb in ("get", "create", "patch")]
+    return (
+        *(Right(verb, GROUP, PLURAL, None, unseen) for verb in ("list", "watch")),
+        Right("patch", GROUP, PLURAL, None, "the end of a model does not wait for its requests"),
+        Right("patch", GROUP, f"{PLURAL}/status", None, "a model's status is not told"),
+        *(Right(verb, "", resource, None, without) for verb, resource, without in events),
+        *(Right(verb, "apps", resource, namespace, without) for verb, resource, without in own),
+        *(Right(verb, "", resource, namespace, without) for verb, resource, without in (*services, *pods)),
+    )
+
+
+async def missing_rights(api: ApiClient, rights: tuple[Right, ...], *, seconds: float = _SECONDS) -> tuple[str, ...]:
+    """A sentence for each right that is missing, or one for why that cannot be told. All are asked for at once."""
+    try:
+        async with asyncio.timeout(seconds):
+            granted = await asyncio.gather(*(_is_granted(api, right) for right in rights))
+    except TimeoutError:
+        return (f"whether all rights are granted is not known: the API server did not say within {seconds:g} s",)
+    except ApiError as error:
+        return (f"whether all rights are granted is not known: {error.message.rstrip('.')}",)
+    except Unreachable as error:
+        return (f"whether all rights are granted is not known: {error}",)
+    return tuple(right.complaint for right, is_granted in zip(rights, granted, strict=True) if not is_granted)
+
+
+async def _is_granted(api: ApiClient, right: Right) -> bool:
+    resource, _, part = right.resource.partition("/")
+    attributes = {"verb": right.verb, "group": right.group, "resource": resource, "subresource": part}
+    if right.namespace is not None:
+        attributes["namespace"] = right.namespace
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer: Json = await api.call("POST", _REVIEWS, body=review)
+    return bool(answer["status"]["allowed"])
