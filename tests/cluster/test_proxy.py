@@ -70,7 +70,8 @@ class TestWakeAndSleep:
         async with in_front_of(cluster) as proxy:
             assert await statuses_of_held(500, proxy) == [200] * 500
             assert await cluster.generation() == before + 1
-            assert await metric(proxy, 'vllm_chill_scale_operations_total{direction="up",outcome="success"}') == 1
+            labels = f'direction="up",outcome="success",target="{cluster.namespace}/vllm"'
+            assert await metric(proxy, f"vllm_chill_scale_operations_total{{{labels}}}") == 1
             with capsys.disabled():
                 sys.stdout.write(f"\n500 held callers, with a kubeconfig: {peak_memory(proxy.process.pid):.0f} MiB\n")
 

@@ -97,9 +97,7 @@ class TestSwitch:
         async with several(awake=["a"], default="org/a") as s:
             status, body = await s.post(SWITCH, json={"model_id": "b"})
             assert (status, body["active_model"]) == (200, "org/b")
-            assert (
-                body["note"] == "org/a goes to sleep once their answers have ended. The next request for it wakes it."
-            )
+            assert body["note"] == "org/a goes to sleep once its answers have ended. The next request for it wakes it."
             await s.until("a", Asleep)
             assert s.backends["b"].writes == []
             assert (await s.post("/v1/completions", json={}))[1]["engine"] == "b"
@@ -168,6 +166,7 @@ class TestSwitch:
         )
         async with several([first, clashing]) as s:
             assert (await s.post(SWITCH, json={"model_id": "second"}))[1]["active_model"] == "mine"
+            assert (await s.get(RUNNING))[1]["active_model"] == "mine"
             assert (await s.post("/v1/completions", json={}))[1]["engine"] == "second"
 
     async def test_with_one_target_it_says_how_there_would_be_several(self) -> None:

@@ -63,7 +63,7 @@ class ModelsApi:
         active = unnamed(self._directory)
         model = None if active is None else _available(active)
         answer = RunningModels(
-            active_model=None if model is None else model.servedModelName or model.name,
+            active_model=None if active is None or model is None else self._active_name(active, model),
             running=active is not None and active.controller.runs,
             state=None if model is None else model.state,
             config=None if active is None or model is None else running_config(active.entry, model),
@@ -97,6 +97,9 @@ class ModelsApi:
         )
         return web.json_response(answer.model_dump())
 
+    def _active_name(self, active: Served, model: AvailableModel) -> str:
+        return name_of(self._directory, active) if active.entry is not None else model.servedModelName or model.name
+
     def _rivals(self, served: Served) -> list[Served]:
         assert self._switching is not None
         rivals = set(self._switching.rivals(served.name))
@@ -125,8 +128,8 @@ def _running(served: Served) -> RunningModel:
 def _notes(served: Served, leaving: list[str]) -> list[str]:
     notes = []
     if leaving:
-        goes = "goes" if len(leaving) == 1 else "go"
-        notes.append(f"{', '.join(leaving)} {goes} to sleep once their answers have ended.")
+        goes, its = ("goes", "its") if len(leaving) == 1 else ("go", "their")
+        notes.append(f"{' and '.join(leaving)} {goes} to sleep once {its} answers have ended.")
     match served.controller.target.phase:
         case Ready():
             notes.append("It is ready.")
