@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import structlog
+
 from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
+from vllm_chill.adapters.kubernetes.rights import missing_rights, rights_of_models
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.api.workload import SERVICE_PORT, WorkloadDefaults
 from vllm_chill.app.plan import Plan
@@ -43,7 +46,7 @@ class Cluster:
         return World(backend, history, lambda: backend.served(ref), _nothing)
 
     async def tell_models(self, observer: ModelsObserver) -> None:
-        settings = self._plan.settings
+        settings, log = self._plan.settings, structlog.get_logger("vllm_chill")
         reconciler = ModelReconciler(
             KubernetesObjects(self._api),
             observer,
@@ -55,6 +58,8 @@ class Cluster:
             grace_seconds=settings.drain_timeout.total_seconds(),
         )
         observer.listen(reconciler.changed)
+        for complaint in await missing_rights(self._api, rights_of_models(settings.namespace)):
+            log.warning(complaint)
         await reconciler.run()
 
 

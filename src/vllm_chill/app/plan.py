@@ -71,6 +71,11 @@ class Plan:
         return "crd" if self.settings.backend == "kubernetes" and self.settings.model_id is not None else None
 
     @property
+    def reads_models_first(self) -> bool:
+        """Whether the models are known before the first request, as those of a file are."""
+        return self.catalogue not in (None, "crd")
+
+    @property
     def rules(self) -> Rules:
         """How models take turns on the GPUs."""
         return Rules(

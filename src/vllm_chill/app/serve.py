@@ -117,10 +117,14 @@ async def serve(
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
-        running = await stack.enter_async_context(_running(work()))
-        while plan.catalogue not in (None, "crd") and directory.trouble is not None and not running.done():  # noqa: ASYNC110
-            await asyncio.sleep(0)  # what is in a file is told within a few turns
-        host, port = await _listen(server, settings)
+        if plan.reads_models_first:
+            running = await stack.enter_async_context(_running(work()))
+            while directory.trouble is not None and not running.done():  # noqa: ASYNC110 - it takes a few turns
+                await asyncio.sleep(0)
+            host, port = await _listen(server, settings)
+        else:
+            host, port = await _listen(server, settings)
+            running = await stack.enter_async_context(_running(work()))
         there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(_running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.

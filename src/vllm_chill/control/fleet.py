@@ -103,12 +103,15 @@ class Fleet:
 
         It is woken only with `wake`. With `wait` it returns once that is done; raises what ScaleController.wake does.
         """
-        before, self.active = self.active, name
+        own, before = self._members[name], self.active
+        self.active = name
         leaving = {other for other in (before, *self.rivals(name)) if other in self._members and other != name}
         for other in leaving:
             self._members[other].controller.give_way(SleepReason.SWITCHED)
         if wake:
-            await self._members[name].controller.wake(wait=wait)
+            if before is not None and before != name and not isinstance(own.controller.target.phase, Waking | Ready):
+                own.replaces = before, self._clock()
+            await own.controller.wake(wait=wait)
         elif wait:
             await asyncio.gather(*(self._members[other].controller.brought_down() for other in leaving))
 

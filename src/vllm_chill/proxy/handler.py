@@ -28,13 +28,13 @@ from vllm_chill.telemetry.metrics import Metrics
 __all__ = ["ProxyHandler", "ProxyOptions"]
 
 
-RewriteFor = Callable[[web.BaseRequest, RequestBody, Served], Rewrite | None]
-"""What is done to the body of the answer that this target gives to a request; None for nothing."""
+RewriteFor = Callable[[web.BaseRequest, RequestBody, Choice], Rewrite | None]
+"""What is done to the body of the answer to a request that goes there; None for nothing."""
 
 
 class ProxyHandler:
-    """Proxies requests to the targets of a directory. `rewrite_for` says what is done to the body of a request's answer,
-    if anything is.
+    """Proxies requests to the targets of a directory. `rewrite_for` says what is done to the body of an answer, if
+    anything is.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ProxyHandler:
                 else:
                     desk.gather(size)
                     expects = await self._load(request, body, size, expects=expects)
-            rewrite = self._rewrite_for(request, body, choice.served)
+            rewrite = self._rewrite_for(request, body, choice)
             return await self._attempt(request, body, attempts, caller, rewrite, expects=expects)
         except AnswerableError as error:
             if caller.committed is None:
@@ -254,8 +254,8 @@ class _Caller:
             self._request.transport.write(data)
 
 
-def _rewrite_for(request: web.BaseRequest, body: RequestBody, served: Served) -> Rewrite | None:
-    return tool_call_rewrite(request, body) if served.rewrites else None
+def _rewrite_for(request: web.BaseRequest, body: RequestBody, choice: Choice) -> Rewrite | None:
+    return tool_call_rewrite(request, body) if choice.rewrites else None
 
 
 async def _say_continue(request: web.BaseRequest) -> bool:
