@@ -203,7 +203,7 @@ def test_the_component_for_models_has_all_of_its_manifests() -> None:
 def test_with_models_the_proxy_takes_its_arguments_and_differs_in_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    [[patch]] = objects(DEPLOY / "models/arguments.yaml")
+    [patch] = yaml.safe_load((DEPLOY / "models/arguments.yaml").read_text())
     assert (patch["op"], patch["path"]) == ("replace", "/spec/template/spec/containers/0/args")
     pairs = [argument.removeprefix("--").partition("=") for argument in map(str, patch["value"]) if "=" in argument]
     given = {name: value for name, _, value in pairs}
