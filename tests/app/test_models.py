@@ -180,3 +180,11 @@ async def test_a_name_that_two_claim_stays_with_the_older() -> None:
     async with house(entry("a", created="2026-02"), entry("b", served="served-a", created="2026-01")) as here:
         assert here.directory.of_call("served-a").name == "b"
         assert here.directory.of_call("a").name == "a"
+
+
+async def test_a_catalogue_that_is_told_again_changes_nothing() -> None:
+    async with house(entry("a", aliases=("first",))) as here:
+        here.models.catalogued([entry("a", aliases=("first",))])
+        [served] = here.directory
+        assert served.entry is not None
+        assert here.directory.catalogue.names_of(served.entry) == ("served-a", "first", "a")

@@ -108,7 +108,11 @@ class Catalogue:
     def names_of(self, entry: ModelEntry) -> tuple[str, ...]:
         """The names that lead to this model, its served name first unless that is another's; its object's own last."""
         names = (*entry.names, entry.name)
-        return tuple(dict.fromkeys(name for name in names if self._by_name.get(name) is entry))
+        return tuple(dict.fromkeys(name for name in names if self._owner(name) == entry.name))
+
+    def _owner(self, name: str) -> str | None:
+        found = self._by_name.get(name)
+        return None if found is None else found.name
 
     @property
     def names(self) -> str:
