@@ -83,6 +83,7 @@ _KEYS = st.text() | st.sampled_from(["model", "stream"])
 _DOCUMENTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner),
+    max_leaves=10,
 )
 
 

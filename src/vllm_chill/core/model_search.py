@@ -38,12 +38,15 @@ def no_model_within(size: int) -> BadRequest:
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]*+")
-_NESTED = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+# Of texts only the short ones: to look for the quote of a long one is much faster, unless it has many within it.
+_NESTED = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]{0,40}+")*+')
+_QUOTES_BY_HAND = 8
 
 _MODEL = b"model"
 _LONGEST_KEY = 6 * len(_MODEL)  # each letter written as an escape
 _QUOTE, _BACKSLASH, _COLON, _COMMA = b'"\\:,'
-_OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = b"{}[]"
+_OPEN, _CLOSE = b"{}"
+_OPENING = b"{["
 
 
 class JsonSearch:
@@ -151,7 +154,7 @@ class JsonSearch:
         elif byte == _QUOTE:
             self._at += 1
             self._step = self._in_text
-        elif byte in (_OPEN, _OPEN_LIST):
+        elif byte in _OPENING:
             self._at += 1
             self._depth = 1
             self._step = self._in_nested
@@ -189,20 +192,25 @@ class JsonSearch:
             self._step = self._after_value
 
     def _in_nested(self) -> None:
-        data = self._data
-        at = _past(_NESTED, data, self._at)
-        self._at = at + 1
-        if at == len(data):
-            return
-        byte = data[at]
-        if byte == _QUOTE:
-            self._step = self._in_text
-        elif byte in (_OPEN, _OPEN_LIST):
-            self._depth += 1
+        data, at, depth = self._data, self._at, self._depth
+        self._step = self._in_nested
+        # In one loop and not step by step, as there may be millions of brackets.
+        while depth and (at := _past(_NESTED, data, at)) < len(data):
+            byte = data[at]
+            at += 1
+            if byte in _OPENING:
+                depth += 1
+            elif byte != _QUOTE:
+                depth -= 1
+            elif (end := _past_text(data, at)) < len(data) and data[end] == _QUOTE:
+                at = end + 1
+            else:
+                self._step = self._in_text
+                break
         else:
-            self._depth -= 1
-            if not self._depth:
+            if not depth:
                 self._step = self._after_value
+        self._at, self._depth = at, depth
 
     def _after_value(self) -> None:
         match self._next():
@@ -223,7 +231,7 @@ class JsonSearch:
         if self._escaped:
             self._escaped = False
             at += 1
-        at = _past(_TEXT, data, at)
+        at = _past_text(data, at)
         closed = at < len(data) and data[at] == _QUOTE
         self._escaped = at < len(data) and not closed  # a backslash that is the last byte
         if self._kept is not None:
@@ -242,6 +250,21 @@ def _past(pattern: re.Pattern[bytes], data: bytes, at: int = 0) -> int:
     found = pattern.match(data, at)
     assert found is not None
     return found.end()
+
+
+def _past_text(data: bytes, at: int) -> int:
+    """Where a text stops, whose inside begins there: at its quote, a backslash that is the last byte, or the end."""
+    for _ in range(_QUOTES_BY_HAND):
+        end = data.find(b'"', at)
+        stop = len(data) if end < 0 else end
+        escaped = 0
+        if stop > at and data[stop - 1] == _BACKSLASH:
+            inside = data[at:stop]
+            escaped = (len(inside) - len(inside.rstrip(b"\\"))) % 2
+        if end < 0 or not escaped:
+            return stop - escaped
+        at = end + 1
+    return _past(_TEXT, data, at)
 
 
 def _is_model(key: bytes) -> bool:

@@ -129,9 +129,10 @@ class FastExchange(Exchange):
     )
 
     def __init__(self, connection: Connection, request: PlainRequest, begun: float) -> None:
-        super().__init__(connection, connection.transport, ResponseFraming(), connection.lane.pool)
+        lane = connection.lane
+        super().__init__(connection, connection.transport, ResponseFraming(), lane.pool)
         self._connection = connection
-        self._choice = connection.lane.only
+        self._choice = lane.only
         self._plain = request
         self._begun = begun
         self._request: bytes | bytearray = b""
@@ -185,11 +186,13 @@ class FastExchange(Exchange):
 
     def start(self, data: bytes, now: float) -> None:
         """Take the first bytes: the head, and what there is behind it."""
-        end = self._plain.start + (self._plain.length or 0)
+        _, start, length = self._plain
+        size = length or 0
+        end = start + size
         if len(data) < end:
             self._missing = end
             try:
-                self._connection.lane.gather(size := self._plain.length or 0)
+                self._connection.lane.gather(size)
             except AnswerableError as error:
                 self._answer(error)
             else:
@@ -222,19 +225,16 @@ class FastExchange(Exchange):
         if self._share:
             self._give_back_share()
         lane = self._connection.lane
-        choice = self._choice
+        choice = self._choice or self._choose(request)
         if choice is None:
-            choice = self._choose(request)
-            if choice is None:
-                return
-        lease = self._lease = choice.served.controller.lease_now()
-        connection = None
+            return
+        lease = self._lease = choice.lease_now()
         if lease is not None and (choice.adapter is None or lane.adapters.has(lease.endpoint, choice.adapter)):
             connection = lane.pool.take(lease.endpoint)
-        if connection is not None:
-            self._send(connection, now)
-        else:
-            self._attend(None)
+            if connection is not None:
+                self._send(connection, now)
+                return
+        self._attend(None)
 
     def _choose(self, request: bytes) -> Choice | None:
         """Where the request goes, which is whole; None if that is settled here."""
@@ -353,11 +353,12 @@ class FastExchange(Exchange):
 
     def _end(self) -> None:
         if not self._over:
+            connection, framing = self._connection, self.framing
+            lane = connection.lane
             if self.aborted:
-                self._connection.lane.aborted()
-            now = self._count(self.framing.status)
-            keep_alive = self.framing.keep_alive and not self._connection.lane.counter.draining
-            self._connection.over(now, keep_alive=keep_alive, unread=self.unread)
+                lane.aborted()
+            now = self._count(framing.status)
+            connection.over(now, keep_alive=framing.keep_alive and not lane.counter.draining, unread=self._missing > 0)
 
     def _cut(self, failure: ChillError) -> None:
         self._connection.lane.cut()

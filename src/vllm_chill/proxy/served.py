@@ -6,10 +6,10 @@ has but one target the name does not matter to it, and no request is looked into
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.controller import Lease, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
 from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
@@ -36,16 +36,27 @@ class Served:
         """What it is called in the API: the model's object name, else the target's."""
         return self.entry.name if self.entry is not None else str(self.controller.target.ref)
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether what it answers is not passed on byte for byte."""
+        return self.entry is not None and self.entry.rewrites_tool_calls
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
     """Where a request goes: its target, and the adapter that has to be loaded there before, if it asks for one.
-    `rewrites`: what is answered there is not passed on byte for byte.
+
+    `lease_now` is the target's, and `rewrites` as in Served: here as well, as each request asks for them.
     """
 
     served: Served
     adapter: Adapter | None = None
-    rewrites: bool = False
+    lease_now: Callable[[], Lease | None] = field(init=False)
+    rewrites: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lease_now", self.served.controller.lease_now)
+        object.__setattr__(self, "rewrites", self.served.rewrites)
 
 
 class Directory:
@@ -76,10 +87,8 @@ class Directory:
         for name, entry in catalogue.by_name():
             if (found := self._served.get(entry.name)) is not None:
                 adapter = entry.adapter(name) if entry.loads_adapters else None
-                self._choices[name] = Choice(found, adapter, entry.rewrites_tool_calls)
-        self._only_one = None
-        if len(served) == 1 and (only := served[0].entry) is not None:
-            self._only_one = Choice(served[0], None, only.rewrites_tool_calls)
+                self._choices[name] = Choice(found, adapter)
+        self._only_one = Choice(served[0]) if len(served) == 1 else None
         self.trouble = None
 
     def find(self, name: str) -> Served | None:
