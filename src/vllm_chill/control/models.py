@@ -8,6 +8,7 @@ cannot be used leaves the earlier one in force, and who cannot be seen stays as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -293,7 +294,8 @@ class ModelReconciler:
             kept = "; its earlier version is served" if model.good is not None else ""
             self._log.warning("a model is not accepted", model=model.name, problems=list(problems))
             message = f"the spec is not accepted{kept}: {'; '.join(problems)}"
-            await self._store.record(model.item, "NotAccepted", message, warning=True)
+            with contextlib.suppress(BackendError):  # the status says it too
+                await self._store.record(model.item, "NotAccepted", message, warning=True)
 
     def _came_to(self, model: _Model, workload: Condition) -> None:
         if model.workload != workload:
