@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError
 from vllm_chill.adapters.kubernetes.credentials import find
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects, path_of
-from vllm_chill.adapters.kubernetes.watch import ListWatch, Pace
+from vllm_chill.adapters.kubernetes.watch import ListWatch, Pace, Snapshot
 from vllm_chill.api.crd import CRD_NAME, crd
 from vllm_chill.api.workload import WorkloadDefaults, workload_name
 from vllm_chill.control.controller import Lease, ScaleController
@@ -29,6 +29,7 @@ from vllm_chill.core.target import Endpoint, Limits, Target
 QUICK = Pace(watch_seconds=30, pause_first_seconds=0.1, pause_most_seconds=0.5)
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _MODELS = path_of(MODELS)
+_EVENTS = "/api/v1/namespaces/default/events"  # where those about what is cluster-wide are
 
 
 async def install_crd(api: ApiClient) -> None:
@@ -113,12 +114,10 @@ class Models:
     async def until(self, name: str, holds: Callable[[Json | None], bool], seconds: float = 30) -> Json | None:
         """Wait until a model (None: it is gone) is such that `holds` is true."""
         watch: ListWatch[Json] = ListWatch(self.api, _MODELS, {}, lambda item: item, QUICK)
-        async with asyncio.timeout(seconds):
-            async for step in watch.steps():
-                objects = getattr(step, "objects", None)
-                if objects is not None and holds(objects.get(name)):
-                    item: Json | None = objects.get(name)
-                    return item
+        async with asyncio.timeout(seconds), aclosing(watch.steps()) as steps:
+            async for step in steps:
+                if isinstance(step, Snapshot) and holds(step.objects.get(name)):
+                    return step.objects.get(name)
         raise AssertionError("a watch does not end by itself")
 
     async def until_phase(self, name: str, phase: str) -> Json:
@@ -138,9 +137,20 @@ class Models:
         return dict(zip((column["name"] for column in table["columnDefinitions"]), row["cells"], strict=True))
 
     async def events(self, name: str) -> list[tuple[str, str]]:
-        listing = await self.api.call("GET", "/api/v1/namespaces/default/events")
-        about = [event for event in listing["items"] if event["involvedObject"]["name"] == name]
-        return [(event["reason"], event["message"]) for event in about]
+        """The reason and message of each event about a model."""
+        listing = await self.api.call("GET", _EVENTS)
+        return _about(name, listing["items"])
+
+    async def until_said(self, name: str, reason: str, times: int = 1) -> list[str]:
+        """Wait until so many events with a reason are about a model; their messages."""
+        watch: ListWatch[Json] = ListWatch(self.api, _EVENTS, {}, lambda item: item, QUICK)
+        async with asyncio.timeout(30), aclosing(watch.steps()) as steps:
+            async for step in steps:
+                if isinstance(step, Snapshot):
+                    said = [message for why, message in _about(name, step.objects.values()) if why == reason]
+                    if len(said) >= times:
+                        return said
+        raise AssertionError("a watch does not end by itself")
 
     async def deployment(self, name: str) -> Json:
         return await self.cluster.deployment(workload_name(name))
@@ -176,6 +186,10 @@ async def table_of(kubeconfig: Path, path: str) -> Json:
     ):
         table: Json = await response.json()
         return table
+
+
+def _about(name: str, events: Iterable[Json]) -> list[tuple[str, str]]:
+    return [(event["reason"], event["message"]) for event in events if event["involvedObject"]["name"] == name]
 
 
 def condition(item: Json, kind: str) -> tuple[str, str] | None:

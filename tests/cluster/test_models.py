@@ -89,8 +89,7 @@ async def test_what_was_changed_by_hand_is_put_back_and_said(cluster: Cluster, m
         await cluster.delete(path)
         await models.until_deployment(name, lambda item: item is not None)
         (await follows.lease(name)).release()
-        said = [message for reason, message in await models.events(name) if reason == "DriftUndone"]
-        assert len(said) == 4
+        said = await models.until_said(name, "DriftUndone", 4)
         assert sum("was deleted by somebody else" in message for message in said) == 2
 
 
@@ -247,7 +246,8 @@ async def test_what_the_api_server_lets_pass_is_told_in_the_status(cluster: Clus
         assert condition(item, "Valid") == ("False", "SpecNotAccepted")
         assert "minReplicas" in item["status"]["message"]
         assert name not in follows.controllers
-        assert [reason for reason, _ in await models.events(name)] == ["NotAccepted"]
+        [said] = await models.until_said(name, "NotAccepted")
+        assert "minReplicas" in said
         await models.change(name, {"spec": {"minReplicas": 0}})
         await models.until_phase(name, "Asleep")
 

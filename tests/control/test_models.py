@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
 
@@ -17,7 +16,7 @@ from tests.control.model_stage import (
 from vllm_chill.adapters.memory_objects import MemoryObjects
 from vllm_chill.control.models import FINALIZER, MODELS
 from vllm_chill.control.workloads import MANAGED_BY, REPLACE
-from vllm_chill.core.objects import Json
+from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.target import Asleep, Ready
 from vllm_chill.errors import BackendConflict, BackendRefused, BackendUnavailable, ModelNotFound
 
@@ -181,11 +180,10 @@ async def test_args_that_were_edited_are_put_back_once_nobody_uses_it() -> None:
         assert isinstance(stage.controller().target.phase, Ready)
 
 
-@pytest.mark.parametrize("collection", [DEPLOYMENTS, SERVICES], ids=["Deployment", "Service"])
-async def test_what_was_deleted_is_made_again(collection: object) -> None:
+@pytest.mark.parametrize("collection", [DEPLOYMENTS, SERVICES], ids=lambda collection: collection.kind)
+async def test_what_was_deleted_is_made_again(collection: Collection) -> None:
     async with staged(model()) as stage:
-        assert collection in (DEPLOYMENTS, SERVICES)
-        stage.store.remove(DEPLOYMENTS if collection is DEPLOYMENTS else SERVICES, "vllm-qwen")
+        stage.store.remove(collection, "vllm-qwen")
         await asyncio.sleep(5)
         assert stage.deployment() is not None
         assert stage.service() is not None
@@ -533,17 +531,39 @@ async def test_after_a_restart_nothing_is_written() -> None:
         assert stage.said("DriftUndone") == stage.said("Applied") == []
 
 
-async def test_a_visit_without_news_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_visit_without_news_costs_no_call() -> None:
     async with staged(model()) as stage:
-        gets = []
-        real = stage.store.get
-
-        async def get(collection: object, name: str) -> Json | None:
-            gets.append(name)
-            return await real(DEPLOYMENTS if collection is DEPLOYMENTS else SERVICES, name)
-
-        monkeypatch.setattr(stage.store, "get", get)
-        for _ in range(5):
-            stage.store.change(DEPLOYMENTS, "vllm-qwen", {"status": {"n": math.nan}})
+        reads = stage.store.reads
+        for number in range(5):
+            stage.store.change(DEPLOYMENTS, "vllm-qwen", {"status": {"observedGeneration": number}})
             await asyncio.sleep(1)
-        assert gets == []
+        assert stage.store.reads == reads
+
+
+async def test_what_ran_before_the_proxy_is_not_replaced_while_the_one_before_may_be_answering() -> None:
+    async with staged(model()) as stage:
+        store = stage.store
+        await stage.lease()
+    store.change(MODELS, "qwen", {"spec": {"maxModelLen": 1024}})
+    async with staged(store=store) as stage:
+        await asyncio.sleep(GRACE_SECONDS - 10)
+        assert stage.condition("UpToDate") == ("False", "WaitsForIdle")
+        assert "1024" not in stage.args()
+        await asyncio.sleep(50)
+        assert stage.condition("UpToDate") == ("True", "Applied")
+        assert "1024" in stage.args()
+
+
+async def test_what_nobody_can_serve_any_more_gives_its_gpus_back() -> None:
+    async with staged(model()) as stage:
+        store = stage.store
+        await stage.lease()
+    store.change(MODELS, "qwen", {"spec": {"maxModelLen": -1}})
+    async with staged(store=store) as stage:
+        await asyncio.sleep(GRACE_SECONDS - 10)
+        assert stage.served.names == []
+        assert stage.there()["spec"]["replicas"] == 1
+        await asyncio.sleep(20)
+        assert stage.there()["spec"]["replicas"] == 0
+        assert "no earlier one is known" in stage.said("PutToSleep")[0].message
+        assert stage.status()["phase"] == "Invalid"

@@ -36,8 +36,9 @@ class Said:
 
 
 class MemoryObjects:
-    """ports.ObjectStore. `said` are the events, oldest first; `writes` what was done to which object. `fail_next` is
-    what the next writes raise, one by one, and `fail_applies` what every apply raises.
+    """ports.ObjectStore. `said` are the events, oldest first; `writes` what was done to which object, and `reads`
+    how often one was looked at. `fail_next` is what the next writes raise, one by one, and `fail_applies` what every
+    apply raises.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class MemoryObjects:
         self._versions = itertools.count(1)
         self.said: list[Said] = []
         self.writes: list[tuple[str, str]] = []
+        self.reads = 0
         self.fail_next: list[BackendError] = []
         self.fail_applies: BackendError | None = None
 
@@ -60,6 +62,7 @@ class MemoryObjects:
             self._observers[collection].remove(observer)
 
     async def get(self, collection: Collection, name: str) -> Json | None:
+        self.reads += 1
         await asyncio.sleep(0)
         return copy.deepcopy(self._objects[collection].get(name))
 

@@ -8,6 +8,7 @@ cannot be used leaves the earlier one in force, and who cannot be seen stays as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -202,11 +203,19 @@ class ModelReconciler:
             for name in {clash.claimed_by for clash in (*clashes, *self._catalogue.clashes)}:
                 self._reports.changed(name)
         if first:
+            self._spare_what_runs()
             for name in {*self._models, *filter(None, map(model_of, self._workloads_seen()))}:
                 self._work.add(name)
             for name in self._models:
                 self._reports.changed(name)
         self._hold_back_what_is_not_made()
+
+    def _spare_what_runs(self) -> None:
+        """What ran before this proxy did may have streams of the one before, which ends when they have."""
+        for item in self._seen[self._workloads.deployments].values():
+            name = model_of(item)
+            if name is not None and item["spec"].get("replicas"):
+                self._workloads.spare(name, self._grace_seconds)
 
     def _is_served(self, model: _Model) -> bool:
         return model.good is not None and not model.is_deleting and not self._is_taken(model.good)
@@ -255,7 +264,7 @@ class ModelReconciler:
             return await self._end(model)
         await self._say_problems(model)
         if model.good is None:
-            return None
+            return await self._workloads.put_to_sleep(name, model.item)
         await self._own(model)
         seen = {collection: objects.get(workload_name(name)) for collection, objects in self._seen.items()}
         brought = await self._workloads.bring(model.good, self._controller_of(name), seen, model.item)
@@ -285,7 +294,8 @@ class ModelReconciler:
             kept = "; its earlier version is served" if model.good is not None else ""
             self._log.warning("a model is not accepted", model=model.name, problems=list(problems))
             message = f"the spec is not accepted{kept}: {'; '.join(problems)}"
-            await self._store.record(model.item, "NotAccepted", message, warning=True)
+            with contextlib.suppress(BackendError):  # the status says it too
+                await self._store.record(model.item, "NotAccepted", message, warning=True)
 
     def _came_to(self, model: _Model, workload: Condition) -> None:
         if model.workload != workload:

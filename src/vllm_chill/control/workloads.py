@@ -46,6 +46,7 @@ _TEMPLATE = "spec.template"
 _SHOWN_PATHS = 5
 _WRITE_TRIES = 5
 _NO_CONTROLLER_SECONDS = 1.0
+_SPARED_SECONDS = 10.0
 
 
 class ModelController(Protocol):
@@ -86,6 +87,8 @@ class Workloads:
         self._again = again
         self._placed: dict[tuple[Collection, str], _Placed] = {}
         self._replacements: dict[str, _Replacement] = {}
+        self._spared: dict[str, float] = {}
+        self._clock = asyncio.get_running_loop().time
         self._tasks = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -107,6 +110,29 @@ class Workloads:
         brought = await self._bring_deployment(deployment, controller, seen.get(self.deployments))
         has_service = await self._bring_service(service, seen.get(self.services))
         return brought if brought.condition.status is not True else Brought(has_service)
+
+    def spare(self, name: str, seconds: float) -> None:
+        """Replace nothing that runs of a model for so long, or until it has slept: the proxy before this one may still
+        be answering with it.
+        """
+        self._spared[name] = self._clock() + seconds
+
+    async def put_to_sleep(self, name: str, about: Json) -> float | None:
+        """Take the replicas of a model that has no controller; in how many seconds to try, if it is spared.
+
+        Raises BackendError.
+        """
+        live = await self._store.get(self.deployments, workload_name(name))
+        if live is None or model_of(live) != name or not live["spec"].get("replicas"):
+            return None
+        if (wait := self._spared.get(name, 0.0) - self._clock()) > 0:
+            return wait
+        change = {"metadata": {"resourceVersion": metadata(live)["resourceVersion"]}, "spec": {"replicas": 0}}
+        await self._store.patch(self.deployments, workload_name(name), change)
+        what = self.deployments.named(workload_name(name))
+        message = f"{what} is put to sleep, as its spec is not accepted and no earlier one is known"
+        await self._say(about, Said("PutToSleep", message, True))
+        return None
 
     async def clear_away(self, name: str) -> None:
         """Delete what was made for the model of this name. Raises BackendError."""
@@ -177,9 +203,11 @@ class Workloads:
         was_there = self._was_in_place(want, None)
         self._place(want, await self._store.apply(want.collection, item))
         if was_there:
-            await self._say(want, Said("DriftUndone", f"{want} was deleted by somebody else; it was made again", True))
+            await self._say(
+                want.about, Said("DriftUndone", f"{want} was deleted by somebody else; it was made again", True)
+            )
         else:
-            await self._say(want, Said("Created", f"{want} was made"))
+            await self._say(want.about, Said("Created", f"{want} was made"))
 
     async def _settle(self, want: _Want, live: Json, item: Json, paths: tuple[str, ...]) -> None:
         """Write what would change at these paths, if there are any."""
@@ -188,11 +216,11 @@ class Workloads:
             return
         said = _said_of_change(want, paths, drift=self._was_in_place(want, live))
         self._place(want, await self._store.apply(want.collection, item))
-        await self._say(want, said)
+        await self._say(want.about, said)
 
-    async def _say(self, want: _Want, said: Said) -> None:
+    async def _say(self, about: Json, said: Said) -> None:
         try:
-            await self._store.record(want.about, said.reason, said.message, warning=said.warning)
+            await self._store.record(about, said.reason, said.message, warning=said.warning)
         except BackendError:
             return  # what is done is done, whether or not it can be said
 
@@ -203,6 +231,10 @@ class Workloads:
     ) -> Brought:
         if controller is None:
             return Brought(_waits(paths), _NO_CONTROLLER_SECONDS)
+        if not controller.runs:
+            self._spared.pop(want.model.name, None)
+        elif (spared := self._spared.get(want.model.name, 0.0) - self._clock()) > 0:
+            return Brought(_waits(paths), min(spared, _SPARED_SECONDS))
         replacement = _Replacement(digest(want.item), replaces_at_once(want.model), controller)
         under_way = self._replacements.get(want.model.name)
         if under_way == replacement:
@@ -214,9 +246,9 @@ class Workloads:
         said = _said_of_change(want, paths, drift=drift)
         if not controller.runs:
             await controller.replaced(partial(self._write_template, want, replacement), at_once=False)
-            await self._say(want, said)
+            await self._say(want.about, said)
             return Brought(IN_PLACE)
-        await self._say(want, _said_of_change(want, paths, drift=drift, waits=True))
+        await self._say(want.about, _said_of_change(want, paths, drift=drift, waits=True))
         replacement.task = self._tasks.create_task(self._replaced(replacement, want, said))
         self._replacements[want.model.name] = replacement
         return Brought(_waits(paths))
@@ -231,7 +263,7 @@ class Workloads:
             # A bug of ours with one model must not end the care for all the others.
             structlog.get_logger("vllm_chill.models").exception("a workload was not replaced", model=want.model.name)
         else:
-            await self._say(want, said)
+            await self._say(want.about, said)
         self._again(want.model.name)
 
     async def _write_template(self, want: _Want, replacement: _Replacement) -> None:

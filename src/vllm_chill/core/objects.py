@@ -70,7 +70,9 @@ _ABSENT = object()  # a null is there
 
 
 def differences(before: object, after: object, path: str = "") -> tuple[str, ...]:
-    """The paths at which two JSON-able values differ, such as `spec.template.spec.containers[0].args`."""
+    """The paths at which two JSON-able values differ, such as `spec.template.spec.containers[0].args`. As in all of
+    Kubernetes a field that is null is one that is not there.
+    """
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = dict.fromkeys((*before, *after))
         found = (
