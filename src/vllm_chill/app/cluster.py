@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -46,7 +47,7 @@ class Cluster:
         return World(backend, history, lambda: backend.served(ref), _nothing)
 
     async def tell_models(self, observer: ModelsObserver) -> None:
-        settings, log = self._plan.settings, structlog.get_logger("vllm_chill")
+        settings = self._plan.settings
         reconciler = ModelReconciler(
             KubernetesObjects(self._api),
             observer,
@@ -58,9 +59,14 @@ class Cluster:
             grace_seconds=settings.drain_timeout.total_seconds(),
         )
         observer.listen(reconciler.changed)
-        for complaint in await missing_rights(self._api, rights_of_models(settings.namespace)):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_for_rights())
+            tasks.create_task(reconciler.run())
+
+    async def _look_for_rights(self) -> None:
+        log = structlog.get_logger("vllm_chill")
+        for complaint in await missing_rights(self._api, rights_of_models(self._plan.settings.namespace)):
             log.warning(complaint)
-        await reconciler.run()
 
 
 async def _nothing() -> None:
