@@ -66,18 +66,13 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_ABSENT = object()  # a null is there
-
-
 def differences(before: object, after: object, path: str = "") -> tuple[str, ...]:
     """The paths at which two JSON-able values differ, such as `spec.template.spec.containers[0].args`. As in all of
     Kubernetes a field that is null is one that is not there.
     """
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = dict.fromkeys((*before, *after))
-        found = (
-            differences(before.get(key, _ABSENT), after.get(key, _ABSENT), f"{path}.{key}".lstrip(".")) for key in keys
-        )
+        found = (differences(before.get(key), after.get(key), f"{path}.{key}".lstrip(".")) for key in keys)
         return tuple(where for each in found for where in each)
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after) and _are_objects(before):
         pairs = enumerate(zip(before, after, strict=True))
