@@ -467,11 +467,11 @@ class LifeOfTheAlwaysOn(Life):
         assert not isinstance(self.target.phase, Asleep)
 
 
-LifeOfTheAlwaysOn.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+LifeOfTheAlwaysOn.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLifeOfTheAlwaysOn = LifeOfTheAlwaysOn.TestCase
-LifeOfTheAbandoned.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+LifeOfTheAbandoned.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestLifeOfTheAbandoned = LifeOfTheAbandoned.TestCase
-Life.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
 
 

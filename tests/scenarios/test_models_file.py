@@ -119,6 +119,7 @@ async def test_a_switch_under_twenty_streams_cuts_none(tmp_path: Path) -> None:
         assert await here.phases() == {"a": "asleep", "b": "ready"}
 
 
+@pytest.mark.slow
 async def test_two_clients_that_take_turns_see_no_error_and_few_switches(tmp_path: Path) -> None:
     models = {"a": model("alpha", group="gpu"), "b": model("beta", group="gpu")}
     async with door(tmp_path, models, "--min-residency", "2s") as here:

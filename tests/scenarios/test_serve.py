@@ -37,7 +37,7 @@ async def asked_directly(command: list[str], body: dict[str, object]) -> tuple[s
     return answers
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
 async def test_from_zero_to_an_answer_and_back_and_again_with_the_same_tokens(
     llama_cpp_command: list[str], loop: str
 ) -> None:
@@ -55,7 +55,7 @@ async def test_from_zero_to_an_answer_and_back_and_again_with_the_same_tokens(
         assert await proxy.stop() == 0
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
 async def test_sigterm_lets_a_stream_finish_and_leaves_no_engine(loop: str) -> None:
     async with serving(
         "--event-loop", loop, "--idle-timeout", "1m", "--shutdown-delay", "0", command=DEMO_ENGINE
