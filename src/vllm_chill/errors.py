@@ -22,6 +22,10 @@ class SettingError(ChillError):
     """A setting has a value that cannot be used; the program ends with exit status 2."""
 
 
+class AskFailed(ChillError):
+    """The proxy cannot be asked, or answers with an error; the command ends with exit status 1."""
+
+
 class NoCredentials(SettingError):
     """No way to a Kubernetes API server was found."""
 

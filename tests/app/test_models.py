@@ -163,7 +163,7 @@ async def test_a_model_that_is_gone_leaves_no_series() -> None:
 
 async def test_what_is_always_on_is_so_until_it_says_otherwise() -> None:
     async with house(entry("a", min_replicas=1)) as here:
-        await asyncio.sleep(4000)
+        await asyncio.sleep(900)
         assert here.is_in("a", Ready)
         here.models.catalogued([entry("a")])
         await asyncio.sleep(310)

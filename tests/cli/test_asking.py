@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from vllm_chill.api.version import Build
-from vllm_chill.cli.asking import AskFailed, Proxy
-from vllm_chill.errors import SettingError
+from vllm_chill.cli.asking import Proxy
+from vllm_chill.errors import AskFailed, SettingError
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

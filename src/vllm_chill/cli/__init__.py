@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from vllm_chill.cli.asking import AskFailed
-from vllm_chill.cli.crd import print_crd
-from vllm_chill.cli.demo import demo
-from vllm_chill.cli.models import models, sleep, switch, wake
-from vllm_chill.cli.serve import serve
-from vllm_chill.cli.status import status
-from vllm_chill.errors import SettingError
+from vllm_chill.errors import AskFailed, SettingError
 
 _EPILOG = """\b
 Try it on this machine, with nothing to install:
@@ -21,12 +16,44 @@ Try it on this machine, with nothing to install:
 In front of a vLLM on this machine, which runs only while it is used:
   vllm-chill serve --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}
 \b
+In front of several models on this machine, which a request chooses by their names:
+  vllm-chill serve --backend process --models models.yaml
+\b
 In front of the Deployment ai-apps/vllm and its Service vllm-svc:
   vllm-chill serve --namespace ai-apps --deployment vllm --target-host vllm-svc
 """
 
 
+_COMMANDS = {
+    "serve": "serve:serve",
+    "status": "status:status",
+    "models": "models:models",
+    "switch": "models:switch",
+    "wake": "models:wake",
+    "sleep": "models:sleep",
+    "crd": "crd:print_crd",
+    "demo": "demo:demo",
+}
+"""Where each command is: in which module of this package, and under which name."""
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are used, so that none waits for what another one needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -43,10 +70,6 @@ def version() -> None:
     from importlib.metadata import version as version_of
 
     click.echo(f"vllm-chill {version_of('vllm-chill')}")
-
-
-for command in (serve, status, models, switch, wake, sleep, print_crd, demo):
-    cli.add_command(command)
 
 
 def main() -> None:

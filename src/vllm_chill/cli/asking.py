@@ -11,17 +11,13 @@ from urllib.parse import urlsplit
 import click
 from pydantic import BaseModel, ValidationError
 
-from vllm_chill.errors import ChillError, SettingError
+from vllm_chill.errors import AskFailed, SettingError
 
 _TIMEOUT_SECONDS = 10
 _DEFAULT = "http://127.0.0.1:8080"
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class AskFailed(ChillError):
-    """The proxy cannot be asked, or answers with an error; the command ends with exit status 1."""
 
 
 def url_option(command: Command) -> Command:

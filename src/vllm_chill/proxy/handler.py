@@ -20,7 +20,6 @@ from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.relay import relay
 from vllm_chill.proxy.served import Choice, Directory, Served
-from vllm_chill.proxy.tool_call_rewrite import tool_call_rewrite
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.telemetry.metrics import Metrics
@@ -255,7 +254,11 @@ class _Caller:
 
 
 def _rewrite_for(request: web.BaseRequest, body: RequestBody, choice: Choice) -> Rewrite | None:
-    return tool_call_rewrite(request, body) if choice.rewrites else None
+    if not choice.rewrites:
+        return None
+    from vllm_chill.proxy.tool_call_rewrite import tool_call_rewrite  # few proxies ever need it
+
+    return tool_call_rewrite(request, body)
 
 
 async def _say_continue(request: web.BaseRequest) -> bool:

@@ -17,7 +17,6 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
-from vllm_chill.web.openapi import document
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
 from vllm_chill.web.targets import chosen, name_of, status_of, unnamed, unread
 from vllm_chill.web.waiting_page import WaitingPage, page_of
@@ -121,6 +120,8 @@ class AdminApi:
         return web.json_response(self._build.model_dump())
 
     async def _describe(self, _: web.BaseRequest) -> web.Response:
+        from vllm_chill.web.openapi import document  # what nobody asks for costs no start
+
         return web.json_response(document(self._build.version))
 
     async def _start(self, request: web.BaseRequest) -> web.Response:
