@@ -134,3 +134,15 @@ def test_numbers_are_plain(tokens: int, utilization: float, offload: float) -> N
     assert int(values["--max-model-len"]) == tokens
     assert float(values["--gpu-memory-utilization"]) == pytest.approx(utilization, rel=1e-5)
     assert float(values["--cpu-offload-gb"]) == pytest.approx(offload, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [("mine", ["coder", "gpt-4", "mine"]), ("gpt-4", ["coder", "gpt-4"]), ("sql", ["coder", "gpt-4"])],
+    ids=["another name", "an alias", "an adapter"],
+)
+def test_the_objects_own_name_is_good_too(name: str, names: list[str]) -> None:
+    spec = spec_of(servedModelName="coder", aliases=["gpt-4"], loraAdapters=[{"name": "sql", "path": "/sql"}])
+    args = engine_args(spec, gpu_count=1, cpu_offload_gb=0, name=name)
+    at = args.index("--served-model-name")
+    assert list(args[at + 1 : args.index("--tensor-parallel-size")]) == names

@@ -12,18 +12,22 @@ from collections.abc import Iterator
 from vllm_chill.api.model_spec import VLLMModelSpec
 
 
-def engine_args(spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float) -> tuple[str, ...]:
+def engine_args(
+    spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float, name: str | None = None
+) -> tuple[str, ...]:
     """The arguments of vLLM but for where it listens. `gpu_count` and `cpu_offload_gb` (GiB) are those of the settings,
-    for a model that does not say.
+    for a model that does not say. `name` is the object's own, which requests may say too.
     """
-    return (*own_args(spec, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb), *spec.extra_args)
+    return (*own_args(spec, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb, name=name), *spec.extra_args)
 
 
-def own_args(spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float) -> tuple[str, ...]:
+def own_args(
+    spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float, name: str | None = None
+) -> tuple[str, ...]:
     """The same without extraArgs."""
     offload = cpu_offload_gb if spec.cpu_offload_gb is None else spec.cpu_offload_gb
     return (
-        *("--model", spec.model_name, "--served-model-name", spec.served, *spec.aliases),
+        *("--model", spec.model_name, "--served-model-name", *_names(spec, name)),
         *("--tensor-parallel-size", str(_tensor_parallel_size(spec, gpu_count))),
         *_flag("--max-model-len", spec.max_model_len),
         *_flag("--gpu-memory-utilization", spec.gpu_memory_utilization),
@@ -41,6 +45,13 @@ def own_args(spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float) -> t
         *_flag("--reasoning-parser", spec.reasoning_parser),
         *_lora(spec),
     )
+
+
+def _names(spec: VLLMModelSpec, name: str | None) -> Iterator[str]:
+    """All names but those of adapters; vLLM says the first of them in its answers."""
+    yield from (spec.served, *spec.aliases)
+    if name is not None and name not in (spec.served, *spec.aliases, *(one.name for one in spec.lora_adapters)):
+        yield name
 
 
 def _tensor_parallel_size(spec: VLLMModelSpec, gpu_count: int) -> int:

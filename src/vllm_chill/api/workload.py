@@ -65,7 +65,7 @@ def deployment_of(model: VLLMModel, namespace: str, defaults: WorkloadDefaults) 
     spec = model.spec
     template = {
         "metadata": _given({"labels": {**spec.labels, **_labels(model)}, "annotations": dict(spec.annotations)}),
-        "spec": _pod(spec, defaults),
+        "spec": _pod(model.name, spec, defaults),
     }
     body: Json = {
         "apiVersion": "apps/v1",
@@ -141,9 +141,9 @@ def _strategy(spec: VLLMModelSpec) -> Json:
 # --- the pod ---
 
 
-def _pod(spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
+def _pod(name: str, spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
     return {
-        "containers": [_container(spec, defaults)],
+        "containers": [_container(name, spec, defaults)],
         "volumes": [
             {"name": "cache", **_cache_volume(spec)},
             # PyTorch's workers share tensors here; the container runtime's 64 MiB is too little for that.
@@ -167,8 +167,8 @@ def _pod(spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
     }
 
 
-def _container(spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
-    own = own_args(spec, gpu_count=defaults.gpu_count, cpu_offload_gb=defaults.cpu_offload_gb)
+def _container(name: str, spec: VLLMModelSpec, defaults: WorkloadDefaults) -> Json:
+    own = own_args(spec, gpu_count=defaults.gpu_count, cpu_offload_gb=defaults.cpu_offload_gb, name=name)
     mount = {"name": "cache", "mountPath": _CACHE_PATH}
     if spec.cache is not None and spec.cache.pvc is not None and spec.cache.pvc.sub_path is not None:
         mount["subPath"] = spec.cache.pvc.sub_path
