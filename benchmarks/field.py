@@ -116,7 +116,8 @@ def pinned(core: int) -> Callable[[], None]:
 def answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("POST", "/v1/chat/completions", b"{}")
+        question = json.dumps({"model": "m", "messages": [{"role": "user", "content": "@@mode=small@@"}]})
+        connection.request("POST", "/v1/chat/completions", question, {"Content-Type": "application/json"})
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
