@@ -88,6 +88,7 @@ Subdomain = Annotated[str, Field(max_length=253), _matches(rf"{_LABEL}(?:\.{_LAB
 _NAME_OR_IPV4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?"
 _IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 Host = Annotated[str, Field(max_length=253), _matches(rf"{_NAME_OR_IPV4}|{_IPV6}")]
+Url = Annotated[str, _matches(r"https?://[!-~]+")]
 UrlPath = Annotated[str, _matches(r"/[!-~]*")]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
@@ -212,7 +213,7 @@ class Settings(BaseSettings):
         "How long requests for a model wait while another one of its group is in use, before that one takes no new "
         "requests; those that it has begun are never cut.",
     )  # fmt: skip
-    gpu_stats_url: str | None = _setting(
+    gpu_stats_url: Url | None = _setting(
         None, "GPU_STATS_URL", "Models", "an http or https URL",
         "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
     )  # fmt: skip

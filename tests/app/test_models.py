@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.adapters.memory import MemoryBackend
@@ -188,3 +189,13 @@ async def test_a_catalogue_that_is_told_again_changes_nothing() -> None:
         [served] = here.directory
         assert served.entry is not None
         assert here.directory.catalogue.names_of(served.entry) == ("served-a", "first", "a")
+
+
+async def test_a_model_id_that_is_nobodys_is_told_once_each_time_that_it_goes() -> None:
+    with structlog.testing.capture_logs() as log:
+        async with house(entry("a"), model_id="b") as here:
+            here.models.catalogued([entry("a")])
+            here.models.catalogued([entry("a"), entry("b")])
+            here.models.catalogued([entry("a")])
+    told = [line for line in log if line["event"] == "there is no model for requests that name none"]
+    assert [(line["model_id"], line["known"]) for line in told] == [("b", "served-a")] * 2

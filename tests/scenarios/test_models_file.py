@@ -187,15 +187,29 @@ async def test_a_file_that_cannot_be_used_ends_the_program_with_a_line_for_each_
     assert all(line.startswith("vllm-chill: --models ") for line in lines)
 
 
+async def test_a_model_id_that_is_nobodys_is_told_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(json.dumps({"models": {"a": model("alpha"), "b": model("beta")}}))
+    process = await asyncio.create_subprocess_exec(
+        *CHILL, "serve", "--backend", "process", "--models", str(path), "--model-id", "gamma", "--port", "0",
+        stderr=asyncio.subprocess.PIPE, env=clean_environment(),
+    )  # fmt: skip
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 2
+    assert '--model-id: "gamma" is none of the models' in errors.decode().splitlines()[-1]
+    assert errors.decode().endswith("give one of alpha, beta\n")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("--backend", "process", "--models", "m.yaml", "--gpu-stats-url", "dcgm:9400"), "an http or https URL"),
         (("--backend", "process", "--models", "crd"), "give the path of a YAML file"),
         (("--models", "models.yaml"), "add --backend process"),
         (("--backend", "process", "--model-id", "a"), "give them with --models FILE"),
         (("--backend", "process", "--models", "m.yaml", "--", "engine", "{port}"), "give the command in that file"),
     ],
-    ids=["objects without a cluster", "a file with a cluster", "a choice of one", "a command too"],
+    ids=["no URL", "objects without a cluster", "a file with a cluster", "a choice of one", "a command too"],
 )
 async def test_settings_that_do_not_fit_together_are_refused(flags: tuple[str, ...], words: str) -> None:
     process = await asyncio.create_subprocess_exec(

@@ -123,9 +123,7 @@ def _parsed(name: str, spec: Mapping[str, Any]) -> tuple[VLLMModel, tuple[str, .
 
 
 def _vllm(model: VLLMModel, *, gpu_count: int, cpu_offload_gb: float) -> tuple[str, ...]:
-    flag, weights, *rest = engine_args(
-        model.spec, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb, name=model.name
-    )
+    flag, weights, *rest = engine_args(model.spec, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb, name=model.name)
     assert flag == "--model"
     return ("vllm", "serve", weights, "--host", "127.0.0.1", "--port", _PORT, *rest)
 

@@ -21,9 +21,7 @@ def engine_args(
     return (*own_args(spec, gpu_count=gpu_count, cpu_offload_gb=cpu_offload_gb, name=name), *spec.extra_args)
 
 
-def own_args(
-    spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float, name: str | None = None
-) -> tuple[str, ...]:
+def own_args(spec: VLLMModelSpec, *, gpu_count: int, cpu_offload_gb: float, name: str | None = None) -> tuple[str, ...]:
     """The same without extraArgs."""
     offload = cpu_offload_gb if spec.cpu_offload_gb is None else spec.cpu_offload_gb
     return (

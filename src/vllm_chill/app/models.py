@@ -39,6 +39,7 @@ class ServedModels:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._entries: tuple[ModelEntry, ...] = ()
         self._told: frozenset[Clash] = frozenset()
+        self._misses_default = False
         self._group: asyncio.TaskGroup | None = None
         self._log = structlog.get_logger("vllm_chill.models")
 
@@ -62,9 +63,17 @@ class ServedModels:
             elif name not in self._ending:
                 self._begin(name, entry)
         self._directory.replace(catalogue, [made.served for made in self._made.values()])
-        if self._fleet.active is None and self._directory.default is not None:
-            active = self._directory.find(self._directory.default)
-            self._fleet.active = None if active is None else active.name
+        self._look_for_default()
+
+    def _look_for_default(self) -> None:
+        name = self._directory.default
+        found = None if name is None else self._directory.find(name)
+        if name is not None and found is None and not self._misses_default:
+            known = self._directory.catalogue.names or "none"
+            self._log.warning("there is no model for requests that name none", model_id=name, known=known)
+        self._misses_default = name is not None and found is None
+        if self._fleet.active is None and found is not None:
+            self._fleet.active = found.name
 
     def lost(self, cause: str) -> None:
         """Take that the models cannot be seen at present; those that are known go on."""

@@ -121,6 +121,7 @@ async def serve(
             running = await stack.enter_async_context(_running(work()))
             while directory.trouble is not None and not running.done():  # noqa: ASYNC110 - it takes a few turns
                 await asyncio.sleep(0)
+            _check_default(plan, directory)
             host, port = await _listen(server, settings)
         else:
             host, port = await _listen(server, settings)
@@ -134,6 +135,14 @@ async def serve(
         if listening is not None:
             listening(host, port)
         await _until_stopped(server, settings, running, stopped)
+
+
+def _check_default(plan: Plan, directory: Directory) -> None:
+    if directory.default is not None and directory.find(directory.default) is None:
+        raise SettingError(
+            f'--model-id: "{directory.default}" is none of the models of {plan.catalogue}; give one of '
+            f"{directory.catalogue.names}"
+        )
 
 
 @contextlib.asynccontextmanager
