@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from pydantic.fields import FieldInfo
@@ -111,7 +112,7 @@ def _at_zero(target: Target) -> Target:
         phase = replace(phase, since=0.0, idle_since=0.0)
     elif not isinstance(phase, Unknown):
         phase = replace(phase, since=0.0)
-    return replace(target, phase=phase, failures=min(target.failures, 1))
+    return structs.replace(target, phase=phase, failures=min(target.failures, 1))
 
 
 def lifecycle_page() -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vllm_chill.core import warm
 from vllm_chill.core.events import Arrived, Granted, Released
@@ -99,7 +98,7 @@ def test_a_release_without_a_lease_takes_the_long_way_which_says_so() -> None:
 
 
 def test_it_makes_whole_targets() -> None:
-    assert [field.name for field in fields(Target)] == [
+    assert list(Target.__struct_fields__) == [
         *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures", "held_back"],
     ]
     assert warm.leased(replace(READY, sent=2, failures=3)) == replace(READY, in_flight=1, sent=2, failures=3)

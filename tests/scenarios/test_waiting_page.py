@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from msgspec import structs
 
 from tests.scenarios.stage import FAST_LANE, Stage, stage
 from vllm_chill.control.knowledge import Served
@@ -207,7 +208,7 @@ class TestAFailedWake:
             failed = s.controller.target
             assert isinstance(failed.phase, Failed)
             over = replace(failed.phase, retry_at=s.controller.now())
-            s.controller._target = replace(failed, phase=over)
+            s.controller._target = structs.replace(failed, phase=over)
             _, page = await browse(s)
             assert title(page) == "Waking up"
             await s.until(lambda: s.phase_is(Ready))

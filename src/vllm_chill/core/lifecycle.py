@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from msgspec.structs import replace as changed
+
 from vllm_chill.core.events import (
     Arrived,
     Event,
@@ -133,9 +135,9 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
         case Released():
             return _idle_from(_in_flight(target, -1), now)
         case Observed(observation):
-            return replace(target, observed=observation)
+            return changed(target, observed=observation)
         case Lost(cause):
-            return replace(target, phase=Unknown(cause)) if isinstance(target.phase, Unknown) else target
+            return changed(target, phase=Unknown(cause)) if isinstance(target.phase, Unknown) else target
         case WakeAsked():
             return _wake_asked(target, now)
         case StopAsked():
@@ -143,13 +145,13 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
         case WayGiven(reason):
             return _way_given(target, reason, now)
         case HeldBack(cause):
-            return replace(target, held_back=cause)
+            return changed(target, held_back=cause)
         case WakeRefused(cause):
             return _fail_wake(target, cause, now, limits) if isinstance(target.phase, Queued) else target
         case Tick():
             return _ticked(target, now, limits)
         case ScaleStarted(replicas):
-            return replace(target, sent=replicas)
+            return changed(target, sent=replicas)
         case Scaled(replicas):
             return _scaled(target, replicas)
         case ScaleFailed():
@@ -159,13 +161,13 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
 def _waiting(target: Target, change: int) -> Target:
     if target.waiting + change < 0:
         raise ValueError("nobody waits for this target")
-    return replace(target, waiting=target.waiting + change)
+    return changed(target, waiting=target.waiting + change)
 
 
 def _in_flight(target: Target, change: int) -> Target:
     if target.in_flight + change < 0:
         raise ValueError("nobody has a lease on this target")
-    return replace(target, in_flight=target.in_flight + change)
+    return changed(target, in_flight=target.in_flight + change)
 
 
 def _arrived(target: Target, now: float) -> Target:
@@ -183,16 +185,16 @@ def _granted(target: Target) -> Target:
 
 def _left(target: Target, now: float, limits: Limits) -> Target:
     if isinstance(target.phase, Queued) and target.phase.for_callers and not target.waiting:
-        return replace(target, phase=Asleep(now))  # what has not begun costs nothing to give up
+        return changed(target, phase=Asleep(now))  # what has not begun costs nothing to give up
     abandoned = isinstance(target.phase, Waking) and target.phase.for_callers and not target.waiting
     if abandoned and not limits.keep_abandoned:
-        return replace(target, phase=Draining(now, SleepReason.ABANDONED, confirmed=False))
+        return changed(target, phase=Draining(now, SleepReason.ABANDONED, confirmed=False))
     return _idle_from(target, now)
 
 
 def _idle_from(target: Target, now: float) -> Target:
     if isinstance(target.phase, Ready) and _unused(target):
-        return replace(target, phase=replace(target.phase, idle_since=now))
+        return changed(target, phase=replace(target.phase, idle_since=now))
     return target
 
 
@@ -205,9 +207,9 @@ def _wake_asked(target: Target, now: float) -> Target:
         case Asleep() | Failed():
             return _wake(target, now)
         case Draining() as draining:
-            return replace(target, phase=replace(draining, wake_again=True))
+            return changed(target, phase=replace(draining, wake_again=True))
         case (Queued() | Waking()) as coming:
-            return replace(target, phase=replace(coming, for_callers=False))
+            return changed(target, phase=replace(coming, for_callers=False))
         case _:
             return _idle_from(target, now)
 
@@ -215,9 +217,9 @@ def _wake_asked(target: Target, now: float) -> Target:
 def _way_given(target: Target, reason: SleepReason, now: float) -> Target:
     match target.phase:
         case Ready() | Waking():
-            return replace(target, phase=Draining(now, reason, confirmed=False))
+            return changed(target, phase=Draining(now, reason, confirmed=False))
         case Draining() as draining if draining.reason in _PUT_OFF:
-            return replace(target, phase=replace(draining, reason=reason))
+            return changed(target, phase=replace(draining, reason=reason))
         case _:
             return target
 
@@ -225,15 +227,15 @@ def _way_given(target: Target, reason: SleepReason, now: float) -> Target:
 def _stop_asked(target: Target, now: float) -> Target:
     match target.phase:
         case Ready():
-            return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
+            return changed(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
         case Draining() as draining:
-            return replace(target, phase=replace(draining, reason=SleepReason.STOPPED, wake_again=False))
+            return changed(target, phase=replace(draining, reason=SleepReason.STOPPED, wake_again=False))
         case Queued() | Waking() if target.waiting:
             return _fail(target, "it was stopped by an operator while it was waking", now, now)
         case Queued():
-            return replace(target, phase=Asleep(now))
+            return changed(target, phase=Asleep(now))
         case Waking():
-            return replace(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
+            return changed(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
         case _:
             return target
 
@@ -244,7 +246,7 @@ def _ticked(target: Target, now: float, limits: Limits) -> Target:
         return target
     match target.phase:
         case Ready():
-            return replace(target, phase=Draining(now, SleepReason.IDLE, confirmed=False))
+            return changed(target, phase=Draining(now, SleepReason.IDLE, confirmed=False))
         case Waking(trouble=trouble):
             why = f"; the last trouble was: {trouble}" if trouble else ""
             cause = f"it was not ready {_seconds(limits.start_seconds)} after it was started{why}"
@@ -256,7 +258,7 @@ def _ticked(target: Target, now: float, limits: Limits) -> Target:
 
 
 def _scaled(target: Target, replicas: int) -> Target:
-    target = replace(target, sent=None)
+    target = changed(target, sent=None)
     match target.phase:
         case Waking() as phase if replicas > 0:
             return _to(target, replace(phase, confirmed=True))
@@ -267,14 +269,14 @@ def _scaled(target: Target, replicas: int) -> Target:
 
 
 def _scale_failed(target: Target, event: ScaleFailed, now: float, limits: Limits) -> Target:
-    target = replace(target, sent=None)
+    target = changed(target, sent=None)
     match target.phase:
         case Waking() if event.replicas and event.final:
             return _fail_wake(target, event.cause, now, limits)
         case Waking() as phase if event.replicas:
-            return replace(target, phase=replace(phase, trouble=event.cause))
+            return changed(target, phase=replace(phase, trouble=event.cause))
         case Draining() if event.final and not event.replicas and _serves(target):
-            return replace(target, phase=Ready(since=now, idle_since=now))
+            return changed(target, phase=Ready(since=now, idle_since=now))
         case _:
             return target
 
@@ -285,16 +287,16 @@ def _wake(target: Target, now: float, *, for_callers: bool = False) -> Target:
     phase: Phase = Waking(now, confirmed=False, for_callers=for_callers)
     if target.held_back is not None:
         phase = Queued(now, for_callers)
-    return replace(target, phase=phase, observed=seen)
+    return changed(target, phase=phase, observed=seen)
 
 
 def _fail(target: Target, cause: str, now: float, retry_at: float) -> Target:
-    return replace(target, phase=Failed(now, cause, retry_at, confirmed=False))
+    return changed(target, phase=Failed(now, cause, retry_at, confirmed=False))
 
 
 def _fail_wake(target: Target, cause: str, now: float, limits: Limits) -> Target:
     pause = min(limits.retry_first_seconds * 2 ** min(target.failures, 30), limits.retry_most_seconds)
-    return _fail(replace(target, failures=target.failures + 1), cause, now, now + pause)
+    return _fail(changed(target, failures=target.failures + 1), cause, now, now + pause)
 
 
 def _settle(target: Target, now: float, limits: Limits) -> Target:
@@ -324,7 +326,7 @@ def _settle_once(target: Target, now: float, limits: Limits) -> Target:
 
 
 def _to(target: Target, phase: Phase) -> Target:
-    return replace(target, phase=phase)
+    return changed(target, phase=phase)
 
 
 def _serves(target: Target) -> bool:
@@ -360,7 +362,7 @@ def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float,
     if target.sent == 0:
         return target  # a replica that is seen now is about to go, by our own hand
     if _serves(target):
-        return replace(target, phase=Ready(since=now, idle_since=now), failures=0)
+        return changed(target, phase=Ready(since=now, idle_since=now), failures=0)
     if target.sent is not None:
         return target
     if seen.replicas and not phase.confirmed:

@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import Struct
+
 
 @dataclass(frozen=True, slots=True)
 class TargetRef:
@@ -224,9 +226,8 @@ class Limits:
     always_on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One scale target, whole.
+class Target(Struct, frozen=True):
+    """One scale target, whole. A Struct, as each request makes two of them; `msgspec.structs.replace` changes one.
 
     `waiting` counts callers before their lease, `in_flight` leases; `sent` is the number of replicas that the
     backend is being told at this moment, if any; `failures` counts the failed wakes in a row. `held_back` says why it
