@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_chill.api.vllm_model import GROUP, KIND, PLURAL, SHORT_NAMES, SINGULAR, VERSION, VLLMModel
+from vllm_chill.core.objects import Json
 
 CRD_NAME = f"{PLURAL}.{GROUP}"
 
-Json = dict[str, Any]
 
 # What is for people who read the fields, or is nothing that a structural schema may have. No defaults: an object that
 # leaves a field out keeps leaving it out, and gets the default of the version that reads it.

@@ -7,7 +7,6 @@ many replicas there are is not said here, as that belongs to the target's contro
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from vllm_chill.api.engine_args import own_args
 from vllm_chill.api.model_spec import VLLMModelSpec
 from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.vllm_model import API_VERSION, GROUP, KIND, VLLMModel
+from vllm_chill.core.objects import Json, digest
 
 SPEC_HASH = f"{GROUP}/spec-hash"
 ENGINE_PORT = 8000
@@ -32,8 +32,6 @@ _CACHE_PATH = "/cache"
 _PROBE_PERIOD_SECONDS = 2
 _LEAST_STARTUP_SECONDS = 3600.0
 _TOKEN_SECRET = {"name": "hf-token", "key": "token", "optional": True}
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +54,8 @@ def workload_name(model_name: str) -> str:
     label = re.sub(r"[^a-z0-9-]", "-", name)
     if label == name and len(name) <= _LONGEST_NAME and not name.endswith("-"):
         return name
-    digest = hashlib.sha256(model_name.encode()).hexdigest()[:8]
-    return f"{label[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
+    suffix = hashlib.sha256(model_name.encode()).hexdigest()[:8]
+    return f"{label[: _LONGEST_NAME - 9].rstrip('-')}-{suffix}"
 
 
 def deployment_of(model: VLLMModel, namespace: str, defaults: WorkloadDefaults) -> Json:
@@ -95,8 +93,7 @@ def service_of(model: VLLMModel, namespace: str) -> Json:
 
 def spec_hash(deployment: Mapping[str, Any]) -> str:
     """A digest of a Deployment's pod template: another one means that its pods are to be replaced."""
-    text = json.dumps(deployment["spec"]["template"], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(deployment["spec"]["template"])
 
 
 # --- names and labels ---

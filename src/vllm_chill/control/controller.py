@@ -376,9 +376,8 @@ class ScaleController:
         woken = False
         try:
             while self.runs:
-                if isinstance(self._target.phase, Waking | Ready) and (
-                    at_once or self.unused or isinstance(self._target.phase, Waking)
-                ):
+                phase = self._target.phase
+                if isinstance(phase, Waking) or (isinstance(phase, Ready) and (at_once or self.unused)):
                     woken = True
                     self.give_way(SleepReason.REPLACED)
                 await self._turn(self._still)

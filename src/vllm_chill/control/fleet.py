@@ -125,7 +125,7 @@ class Fleet:
             self._members[beneficiary].replaces = name, now
             self._members[name].controller.give_way(SleepReason.SWITCHED)
         for name in decided.start:
-            self._let_go(self._members[name])
+            self._members[name].controller.let_go(_TURN)  # for one wake: `_tell` holds back the next one
         self._tell(decided)
         return decided.look_again_at
 
@@ -146,12 +146,6 @@ class Fleet:
             before, since = member.replaces
             member.replaces = None
             self._switched(before, member.claim.name, now - since, isinstance(phase, Ready))
-
-    def _let_go(self, member: _Member) -> None:
-        """Let one wake begin; the next one has to wait for its turn again."""
-        member.controller.let_go(_TURN)
-        if contends(member.claim, self._rules):
-            member.controller.hold_back(_TURN, _ITS_TURN)
 
     def _tell(self, decided: Plan) -> None:
         """Have those that wait know for whom, and those in the way say when they are unused."""

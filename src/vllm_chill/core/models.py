@@ -78,12 +78,12 @@ def known_models(listed: Models | None, started: Models | None) -> Models:
 def check_model(call: Call, known: Models) -> None:
     """Raise ModelNotFound for a call whose model the engine would refuse; for a target that is not ready."""
     if call.model and known.closed and known.find(call.model) is None:
-        raise model_not_found(call.model, known)
+        raise model_not_found(call.model, known.names)
 
 
-def model_not_found(name: str, known: Models) -> ModelNotFound:
-    """The error for a model that is not among those known."""
-    has = f"known: {known.names}" if known.models else "none is known yet"
+def model_not_found(name: str, known: str) -> ModelNotFound:
+    """The error for a model that is not among those known; `known` has their names for a sentence, if there are any."""
+    has = f"known: {known}" if known else "none is known yet"
     return ModelNotFound(f'The model "{_shown(name)}" does not exist; {has}.')
 
 

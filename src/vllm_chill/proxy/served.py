@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from vllm_chill.control.controller import Lease, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
+from vllm_chill.core.models import model_not_found
 from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
-
-_SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,9 +126,17 @@ class Directory:
 
     def not_found(self, name: str) -> ModelNotFound:
         """The error for a name that is nobody's."""
-        shown = name if len(name) <= _SHOWN_CHARACTERS else name[: _SHOWN_CHARACTERS - 1] + "…"
-        has = f"known: {self.catalogue.names}" if len(self.catalogue) else "none is known yet"
-        return ModelNotFound(f'The model "{shown}" does not exist; {has}.')
+        return model_not_found(name, self.catalogue.names)
+
+    @property
+    def unread(self) -> str | None:
+        """Why no model is known, if that is because the catalogue has not been read; one that was read stays good."""
+        return None if len(self.catalogue) else self.trouble
+
+    def require_read(self) -> None:
+        """Raise CatalogueUnknown if no model is known, because the catalogue has not been read."""
+        if self.unread is not None:
+            self._complain_of_trouble()
 
     def _complain_of_trouble(self) -> None:
         if self.trouble is not None:

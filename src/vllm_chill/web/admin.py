@@ -18,7 +18,7 @@ from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
-from vllm_chill.web.targets import chosen, name_of, status_of, unnamed, unread
+from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
 
 _EXAMPLE = '{"model_id": "NAME"}, or none'
@@ -85,7 +85,7 @@ class AdminApi:
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
         if self._draining():
             return web.Response(status=503, text="not ready: this proxy is shutting down\n")
-        if (trouble := unread(self._directory)) is not None:
+        if (trouble := self._directory.unread) is not None:
             return web.Response(status=503, text=f"not ready: the models are not known: {trouble}\n")
         for served in self._directory:
             if not served.controller.synced:
@@ -111,7 +111,7 @@ class AdminApi:
             version=self._build.version,
             draining=self._draining(),
             default_model=None if default is None else name_of(self._directory, default),
-            trouble=unread(self._directory),
+            trouble=self._directory.unread,
             targets=[self._status_of(served) for served in self._directory],
         )
         return web.json_response(status.model_dump())

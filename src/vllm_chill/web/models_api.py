@@ -21,10 +21,10 @@ from vllm_chill.api.choice import (
 )
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Queued, Ready, Waking
-from vllm_chill.errors import AnswerableError, BadRequest, CatalogueUnknown, ChillError, NoCatalogue, SwitchFailed
+from vllm_chill.errors import AnswerableError, BadRequest, ChillError, NoCatalogue, SwitchFailed
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.web import asked
-from vllm_chill.web.targets import chosen, name_of, state_of, unnamed, unread
+from vllm_chill.web.targets import chosen, name_of, state_of, unnamed
 
 _EXAMPLE = '{"model_id": "NAME"}'
 
@@ -53,8 +53,7 @@ class ModelsApi:
 
     async def available(self, _: web.BaseRequest) -> web.Response:
         """Every model, and how it is."""
-        if (trouble := unread(self._directory)) is not None:
-            raise CatalogueUnknown(f"the models are not known yet: {trouble}", retry_after_seconds=5)
+        self._directory.require_read()
         models = [_available(served) for served in self._directory]
         return web.json_response(AvailableModels(models=models, count=len(models)).model_dump())
 

@@ -15,7 +15,7 @@ from vllm_chill.core.cold_start import time_left
 from vllm_chill.core.routing import Route
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.web.page import html_headers, template
-from vllm_chill.web.targets import name_of, state_of, unread
+from vllm_chill.web.targets import name_of, state_of
 
 _SOURCE = template("models_page.html")
 _TEMPLATE, _HEADERS = Template(_SOURCE), html_headers(_SOURCE)
@@ -34,7 +34,7 @@ class ModelsPage:
 
     def page(self, *, wakes: bool) -> web.Response:
         """400 on a path that `wakes` once it is told for which model, 404 on any other; 503 while none is known."""
-        if (trouble := unread(self._directory)) is not None:
+        if (trouble := self._directory.unread) is not None:
             status, lead = 503, f"They are not known yet: {trouble}."
         elif not len(self._directory.catalogue):
             status, lead = 404, "There is none yet."

@@ -16,9 +16,9 @@ from aiohttp import hdrs, web
 from vllm_chill.api.models import entry_cards, listing, model_card, model_list
 from vllm_chill.core.models import model_not_found
 from vllm_chill.core.routing import TABLE, Route
-from vllm_chill.errors import CatalogueUnknown, NotFound
+from vllm_chill.errors import NotFound
 from vllm_chill.proxy.served import Directory, Served
-from vllm_chill.web.targets import state_of, unnamed, unread
+from vllm_chill.web.targets import state_of, unnamed
 
 PassBy = Callable[[web.BaseRequest, Served], Awaitable[web.StreamResponse | None]]
 
@@ -97,8 +97,7 @@ class StandIn:
         return served
 
     def _listing(self) -> dict[str, object]:
-        if (trouble := unread(self._directory)) is not None:
-            raise CatalogueUnknown(f"the models are not known yet: {trouble}", retry_after_seconds=5)
+        self._directory.require_read()
         return listing(card for served in self._directory for card in self._cards(served))
 
     def _card(self, name: str) -> dict[str, object]:
@@ -150,7 +149,7 @@ def _known_model(served: Served, name: str) -> web.Response:
     known = served.knowledge.models
     model = known.find(name)
     if model is None:
-        raise model_not_found(name, known)
+        raise model_not_found(name, known.names)
     return web.json_response(model_card(model, state_of(served), time.time()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vllm_chill.api.models import ModelState
 from vllm_chill.api.status import TargetStatus, phase_name, target_status
 from vllm_chill.core.target import Ready
-from vllm_chill.errors import AnswerableError, BadRequest, CatalogueUnknown
+from vllm_chill.errors import AnswerableError, BadRequest
 from vllm_chill.proxy.served import Directory, Served
 
 
@@ -27,17 +27,11 @@ def chosen(directory: Directory, name: str | None) -> Served:
     served = unnamed(directory) if name is None else directory.find(name)
     if served is not None:
         return served
-    if (trouble := unread(directory)) is not None:
-        raise CatalogueUnknown(f"the models are not known yet: {trouble}", retry_after_seconds=5)
+    directory.require_read()
     if name is not None:
         raise directory.not_found(name)
     directory.refuse_early()
     raise BadRequest(f"this proxy serves several models; say which one in model_id: {directory.catalogue.names}")
-
-
-def unread(directory: Directory) -> str | None:
-    """Why no model is known, if that is because the catalogue has not been read; one that was read stays good."""
-    return None if len(directory.catalogue) else directory.trouble
 
 
 def name_of(directory: Directory, served: Served) -> str:

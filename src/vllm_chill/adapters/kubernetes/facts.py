@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_chill.adapters.kubernetes.client import Json
+from vllm_chill.core.objects import digest
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
 from vllm_chill.core.target import Endpoint
@@ -40,17 +39,13 @@ def workload(deployment: Json) -> Workload:
     current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     facts = WorkloadFacts(1 if replicas is None else replicas, _refused(status) if current else None)
     template = spec.get("template") or {}
-    return Workload(facts, label_selector(spec["selector"]), _command(template), _digest(template))
+    return Workload(facts, label_selector(spec["selector"]), _command(template), digest(template))
 
 
 def _command(template: Json) -> tuple[str, ...]:
     containers = (template.get("spec") or {}).get("containers") or [{}]
     command, args = containers[0].get("command") or _IMAGES_OWN, containers[0].get("args") or []
     return (*map(str, command), *map(str, args))
-
-
-def _digest(template: Json) -> str:
-    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
 def label_selector(selector: Json) -> str:
