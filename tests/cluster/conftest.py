@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.models import Models, install_crd
 from vllm_chill.adapters.kubernetes.client import connect
 
 _HERE = Path(__file__).parent
@@ -55,3 +56,14 @@ def control_plane() -> Path:
     if not folder:
         pytest.skip("needs an API server that may be killed: let tests/cluster/run start a control plane")
     return Path(folder)
+
+
+@pytest.fixture
+async def models(cluster: Cluster) -> AsyncIterator[Models]:
+    """A cluster that knows models, without any."""
+    await install_crd(cluster.api)
+    models = Models(cluster)
+    try:
+        yield models
+    finally:
+        await models.clean()

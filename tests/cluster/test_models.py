@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,6 @@ from vllm_chill.core.target import Ready
 from vllm_chill.errors import ModelNotFound
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "example" / "models"
-
-
-@pytest.fixture
-async def models(cluster: Cluster) -> AsyncIterator[Models]:
-    """A cluster that knows models, without any."""
-    await install_crd(cluster.api)
-    models = Models(cluster)
-    try:
-        yield models
-    finally:
-        await models.clean()
 
 
 def args_of(deployment: Json) -> list[str]:

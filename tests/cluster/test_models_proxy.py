@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -13,19 +12,9 @@ import aiohttp
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.models import Models, install_crd, model
+from tests.cluster.models import Models, model
 from tests.cluster.serving import CHAT, caller, get
 from tests.serving import Serving, serving
-
-
-@pytest.fixture
-async def models(cluster: Cluster) -> AsyncIterator[Models]:
-    await install_crd(cluster.api)
-    models = Models(cluster)
-    try:
-        yield models
-    finally:
-        await models.clean()
 
 
 def a_proxy(cluster: Cluster, *flags: str) -> AbstractAsyncContextManager[Serving]:

@@ -14,7 +14,7 @@ import yaml
 
 from tests.cluster.account import NAME, create_account, mount
 from tests.cluster.cluster import Cluster
-from tests.cluster.models import Following, Models, following, install_crd, model
+from tests.cluster.models import Following, Models, following, model
 from vllm_chill.adapters.kubernetes.client import ApiClient, Json, connect
 from vllm_chill.adapters.kubernetes.credentials import Places
 from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models
@@ -23,16 +23,6 @@ from vllm_chill.errors import TargetUnknown, WakeFailed
 RBAC = Path(__file__).parents[2] / "deploy" / "models" / "rbac.yaml"
 ROLES = [item for item in yaml.safe_load_all(RBAC.read_text()) if "rules" in item]
 _RIGHTS = "/apis/rbac.authorization.k8s.io/v1"
-
-
-@pytest.fixture
-async def models(cluster: Cluster) -> AsyncIterator[Models]:
-    await install_crd(cluster.api)
-    models = Models(cluster)
-    try:
-        yield models
-    finally:
-        await models.clean()
 
 
 @asynccontextmanager

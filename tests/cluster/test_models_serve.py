@@ -10,26 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.models import Models, install_crd, model
+from tests.cluster.models import Models, model
 from tests.cluster.serving import CHAT, caller
 from tests.serving import Serving, serving
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "example" / "models"
-
-
-@pytest.fixture
-async def models(cluster: Cluster) -> AsyncIterator[Models]:
-    """A cluster that knows models, without any."""
-    await install_crd(cluster.api)
-    models = Models(cluster)
-    try:
-        yield models
-    finally:
-        await models.clean()
 
 
 class Door:
