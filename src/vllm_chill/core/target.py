@@ -215,7 +215,7 @@ class Limits:
     `idle_seconds` of infinity: it is never put to sleep for being idle. `always_on`: it is woken without a caller.
     `keep_abandoned`: a wake goes on although the last caller that waited for it has left.
     `retry_first_seconds` and `retry_most_seconds` are the back-off between failed wakes: the first pause, and the
-    bound that doubling stops at.
+    bound that doubling stops at. `drain_seconds` is how long a replica that is to go may take to end its leases.
     """
 
     idle_seconds: float
@@ -224,6 +224,7 @@ class Limits:
     retry_most_seconds: float = 300.0
     keep_abandoned: bool = True
     always_on: bool = False
+    drain_seconds: float = 600.0
 
 
 class Target(Struct, frozen=True):
@@ -231,7 +232,8 @@ class Target(Struct, frozen=True):
 
     `waiting` counts callers before their lease, `in_flight` leases; `sent` is the number of replicas that the
     backend is being told at this moment, if any; `failures` counts the failed wakes in a row. `held_back` says why it
-    may not be woken now, None if it may.
+    may not be woken now, None if it may. `recommended` is the number of replicas that is wanted while it is awake, None
+    for as many as there are.
     """
 
     ref: TargetRef
@@ -242,3 +244,4 @@ class Target(Struct, frozen=True):
     sent: int | None = None
     failures: int = 0
     held_back: str | None = None
+    recommended: int | None = None
