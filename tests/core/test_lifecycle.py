@@ -16,12 +16,14 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    Recommended,
     Released,
     Scaled,
     ScaleFailed,
     ScaleStarted,
     StopAsked,
     Tick,
+    Used,
     WakeAsked,
     WakeRefused,
     WayGiven,
@@ -316,16 +318,38 @@ class TestTransitions:
         assert due is not None
         assert isinstance(step(failed, Tick(), due, limits).phase, Waking)
 
+    def test_awake_it_has_as_many_replicas_as_are_recommended(self) -> None:
+        assert desired_replicas(life(Recommended(3), start=AWAKE)) == 3
+        assert desired_replicas(life(Recommended(3), start=WOKEN)) == 3
+        assert desired_replicas(life(Recommended(3), Observed(Observation(5, 5, HERE)), start=AWAKE)) == 3
+
+    def test_without_a_recommendation_it_has_what_somebody_gave_it(self) -> None:
+        target = life(Recommended(3), Recommended(None), Observed(Observation(5, 5, HERE)), start=AWAKE)
+        assert desired_replicas(target) == 5
+
+    def test_asleep_a_recommendation_wakes_nobody(self) -> None:
+        target = life(Recommended(3), start=ASLEEP)
+        assert isinstance(target.phase, Asleep)
+        assert desired_replicas(target) == 0
+
+    def test_a_wake_begins_with_one_replica_whatever_was_recommended_before(self) -> None:
+        assert desired_replicas(life(Recommended(3), Arrived(), start=ASLEEP)) == 1
+
+    def test_engines_that_are_busy_past_the_proxy_are_not_idle(self) -> None:
+        target = life(299.0, Used(), 2.0, Tick(), start=AWAKE)
+        assert target.phase == Ready(since=0, idle_since=299.0)
+
     @pytest.mark.parametrize(
         ("target", "event"),
         [
             pytest.param(ASLEEP, Left(), id="nobody waits"),
             pytest.param(ASLEEP, Released(), id="nobody has a lease"),
             pytest.param(WOKEN, Granted(), id="a grant before it is ready"),
+            pytest.param(AWAKE, Recommended(0), id="a recommendation to sleep"),
         ],
     )
     def test_an_event_that_cannot_happen_is_refused(self, target: Target, event: Event) -> None:
-        with pytest.raises(ValueError, match=r"nobody|granted"):
+        with pytest.raises(ValueError, match=r"nobody|granted|recommendation"):
             step(target, event, 0, LIMITS)
 
 
@@ -368,6 +392,10 @@ class Life(RuleBasedStateMachine):
                 HeldBack("another has its GPUs"),
                 HeldBack(None),
                 WakeRefused("it never fits"),
+                Recommended(None),
+                Recommended(1),
+                Recommended(4),
+                Used(),
             ]
         )
     )
@@ -417,7 +445,9 @@ class Life(RuleBasedStateMachine):
     def desired_is_within_bounds(self) -> None:
         desired = desired_replicas(self.target)
         seen = self.target.observed.replicas if self.target.observed else 0
-        assert desired is None or 0 <= desired <= max(1, seen)
+        assert desired is None or 0 <= desired <= max(1, seen, self.target.recommended or 1)
+        if isinstance(self.target.phase, Waking | Ready) and self.target.recommended is not None:
+            assert desired == self.target.recommended
 
     @invariant()
     def a_target_with_a_lease_never_desires_zero(self) -> None:

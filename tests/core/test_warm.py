@@ -99,6 +99,7 @@ def test_a_release_without_a_lease_takes_the_long_way_which_says_so() -> None:
 
 def test_it_makes_whole_targets() -> None:
     assert list(Target.__struct_fields__) == [
-        *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures", "held_back"],
+        *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures", "held_back", "recommended"],
     ]
-    assert warm.leased(replace(READY, sent=2, failures=3)) == replace(READY, in_flight=1, sent=2, failures=3)
+    said = {"sent": 2, "failures": 3, "held_back": "x", "recommended": 4}
+    assert warm.leased(replace(READY, **said)) == replace(READY, in_flight=1, **said)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from vllm_chill.control.watchdog import keep_time
-from vllm_chill.core import warm
+from vllm_chill.core import leaving, warm
 from vllm_chill.core.admission import Priority, Seats, Waiter, WaitingRoom
 from vllm_chill.core.events import (
     Arrived,
@@ -26,12 +26,14 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    Recommended,
     Released,
     Scaled,
     ScaleFailed,
     ScaleStarted,
     StopAsked,
     Tick,
+    Used,
     WakeAsked,
     WakeRefused,
     WayGiven,
@@ -68,6 +70,9 @@ _RETRY_FIRST_SECONDS = 0.5
 _RETRY_MOST_SECONDS = 15.0
 _RETRY_AFTER_HOLD_SECONDS = 10
 _POSITIONS_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
+"""How long the first callers of a sleeping target are counted, where many of them would wake several replicas."""
+
 _REPLACEMENT, _RETIREMENT = "replacement", "retirement"
 _AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
@@ -147,6 +152,13 @@ class ScaleController:
         self.on_change: Callable[[], None] | None = None
         """Called when its phase, or what is seen of it, has changed; and when it is unused, if that is `awaited`."""
         self.awaited = False
+        self.demand: Callable[[int], int] | None = None
+        """How many replicas so many waiting callers are reason enough to wake."""
+        self.observe_only = False
+        """Whether the number of replicas is for somebody else to write."""
+        self._seen: Observation | None = None
+        self._leaving: tuple[str, ...] = ()
+        self._leaving_ends: asyncio.TimerHandle | None = None
         self._write_wanted = asyncio.Event()
 
     @property
@@ -197,8 +209,8 @@ class ScaleController:
 
     def observed(self, observation: Observation) -> None:
         """Take what the target is now."""
-        before = self._target.observed
-        self._apply(Observed(observation))
+        before, self._seen = self._seen, observation
+        self._apply(Observed(leaving.without(observation, self._leaving)))
         if observation.progress != (None if before is None else before.progress):
             self._recorder.progressed(self._target, self._clock())
         if before is not None:
@@ -366,6 +378,61 @@ class ScaleController:
         """Put it to sleep once its leases have ended; who comes meanwhile waits."""
         self._apply(WayGiven(reason))
 
+    # Who decides on more than one replica.
+
+    def recommend(self, replicas: int | None) -> None:
+        """Have so many replicas while it is awake; None: as many as there are. Asleep it changes nothing."""
+        if replicas is None or isinstance(self._target.phase, Waking | Ready):
+            self._apply(Recommended(replicas))
+
+    def used(self) -> None:
+        """Take that its engines are busy with what no lease is for: it is not idle."""
+        self._apply(Used())
+
+    def outstanding(self, endpoint: Endpoint) -> int:
+        """How many leases there are on the replica at this address."""
+        return self._seats.taken(endpoint)
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """The names of the replicas that are to go, and get no new request."""
+        return self._leaving
+
+    def _see_off(self) -> None:
+        """Choose which replicas are to go, if any are, and keep new requests from them."""
+        seen, wanted = self._seen, desired_replicas(self._target)
+        chosen: tuple[str, ...] = ()
+        if seen is not None and wanted and isinstance(self._target.phase, Ready):
+            if wanted < seen.replicas:
+                count = len(seen.members) - wanted
+                chosen = leaving.to_go(seen.members, count, self._seats.taken, self._leaving)
+            elif len(seen.members) > wanted:
+                there = {replica.name for replica in seen.members}
+                chosen = tuple(name for name in self._leaving if name in there)  # they are being ended
+        if chosen == self._leaving:
+            return
+        if self._leaving_ends is not None:
+            self._leaving_ends.cancel()
+            self._leaving_ends = None
+        self._leaving = chosen
+        if chosen:
+            loop = asyncio.get_running_loop()
+            self._leaving_ends = loop.call_later(self._limits.drain_seconds, self._leave_now)
+        if seen is not None:
+            self._apply(Observed(leaving.without(seen, chosen)))
+
+    def _leave_now(self) -> None:
+        self._leaving_ends = None
+        self._write_wanted.set()
+
+    @property
+    def _awaits_leases(self) -> bool:
+        """Whether a replica that is to go has leases, and time for them."""
+        if not self._leaving or self._leaving_ends is None or self._seen is None:
+            return False
+        ends = leaving.endpoints_of(self._seen.members, self._leaving)
+        return any(self._seats.taken(endpoint) for endpoint in ends if endpoint not in self.endpoints)
+
     async def replaced(self, write: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
         """Have `write` change what a start runs, while nothing runs; it is woken again if it was awake.
 
@@ -455,6 +522,8 @@ class ScaleController:
 
     def _release(self, endpoint: Endpoint) -> None:
         self._seats.give_back(endpoint)
+        if self._leaving:
+            self._write_wanted.set()
         released = warm.released(self._target, self._clock())
         if released is None:
             self._apply(Released())
@@ -500,15 +569,25 @@ class ScaleController:
 
     def _apply(self, event: Event) -> None:
         before, now = self._target, self._clock()
-        after = self._target = step(before, event, now, self._limits)
+        after = self._target = self._with_demand(step(before, event, now, self._limits), now)
         if after.phase is not before.phase:
             self._phase_changed(before, after, now)
         elif after.observed is not before.observed:
             self._serve_soon()  # a replica may have come, and with it room
         if after.phase is not before.phase or after.observed is not before.observed:
             self._tell_change()
+        if self._leaving or after.recommended is not None:
+            self._see_off()
         if self._wanted() is not None:
             self._write_wanted.set()
+
+    def _with_demand(self, target: Target, now: float) -> Target:
+        if self.demand is None or not isinstance(target.phase, Waking):
+            return target
+        asked = self.demand(target.waiting)
+        if asked <= (target.recommended or 1):
+            return target
+        return step(target, Recommended(asked), now, self._limits)
 
     def _tell_change(self) -> None:
         if self._still:
@@ -535,16 +614,20 @@ class ScaleController:
 
     def _wanted(self) -> int | None:
         target = self._target
-        if target.sent is not None or target.observed is None:
+        if self.observe_only or target.sent is not None or target.observed is None:
             return None
-        desired = desired_replicas(target)
-        return desired if desired != target.observed.replicas else None
+        desired, replicas = desired_replicas(target), target.observed.replicas
+        if desired == replicas or (desired and desired < replicas and self._awaits_leases):
+            return None
+        return desired
 
     async def _actuate(self) -> None:
         while True:
             await self._write_wanted.wait()
             self._write_wanted.clear()
             pause = _RETRY_FIRST_SECONDS
+            if self.demand is not None and not (self._seen and self._seen.replicas):
+                await asyncio.sleep(_GATHER_SECONDS)
             while (replicas := self._wanted()) is not None:
                 if await self._write(replicas):
                     break

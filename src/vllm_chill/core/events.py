@@ -73,6 +73,18 @@ class WakeRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Recommended:
+    """So many replicas are wanted while it is awake, at least 1; None: as many as there are."""
+
+    replicas: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Its engines are busy with what no lease is for: somebody reaches them by another way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -112,6 +124,8 @@ Event = (
     | WayGiven
     | HeldBack
     | WakeRefused
+    | Recommended
+    | Used
     | Tick
     | ScaleStarted
     | Scaled

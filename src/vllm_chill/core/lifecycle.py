@@ -20,12 +20,14 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    Recommended,
     Released,
     Scaled,
     ScaleFailed,
     ScaleStarted,
     StopAsked,
     Tick,
+    Used,
     WakeAsked,
     WakeRefused,
     WayGiven,
@@ -95,7 +97,7 @@ def desired_replicas(target: Target) -> int | None:
         case Unknown():
             return None
         case Waking() | Ready():
-            return max(1, seen)
+            return max(1, seen) if target.recommended is None else target.recommended
         case Draining() | Failed() | Queued():
             return None if target.in_flight else 0
         case Asleep():
@@ -148,6 +150,10 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
             return changed(target, held_back=cause)
         case WakeRefused(cause):
             return _fail_wake(target, cause, now, limits) if isinstance(target.phase, Queued) else target
+        case Recommended(replicas):
+            return _recommended(target, replicas)
+        case Used():
+            return _idle_from(target, now)
         case Tick():
             return _ticked(target, now, limits)
         case ScaleStarted(replicas):
@@ -224,6 +230,12 @@ def _way_given(target: Target, reason: SleepReason, now: float) -> Target:
             return target
 
 
+def _recommended(target: Target, replicas: int | None) -> Target:
+    if replicas is not None and replicas < 1:
+        raise ValueError("no replica at all is not for a recommendation to say")
+    return target if replicas == target.recommended else changed(target, recommended=replicas)
+
+
 def _stop_asked(target: Target, now: float) -> Target:
     match target.phase:
         case Ready():
@@ -287,7 +299,7 @@ def _wake(target: Target, now: float, *, for_callers: bool = False) -> Target:
     phase: Phase = Waking(now, confirmed=False, for_callers=for_callers)
     if target.held_back is not None:
         phase = Queued(now, for_callers)
-    return changed(target, phase=phase, observed=seen)
+    return changed(target, phase=phase, observed=seen, recommended=None)
 
 
 def _fail(target: Target, cause: str, now: float, retry_at: float) -> Target:

@@ -38,4 +38,14 @@ def _warm(target: Target) -> bool:
 
 def _with(target: Target, phase: Phase, in_flight: int) -> Target:
     """Target(..., phase=phase, in_flight=in_flight, waiting=0), and the rest as it is."""
-    return Target(target.ref, phase, 0, in_flight, target.observed, target.sent, target.failures, target.held_back)
+    return Target(
+        target.ref,
+        phase,
+        0,
+        in_flight,
+        target.observed,
+        target.sent,
+        target.failures,
+        target.held_back,
+        target.recommended,
+    )
