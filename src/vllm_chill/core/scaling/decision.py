@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vllm_chill.core.scaling.policy import Rule
+
+_RECOMMEND = "recommend"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,12 @@ class Decision:
     limited: Limited = Limited.NOT
     measured: bool = True
     fallen_back: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why so many, in one line: what held it back last, else the rule that asks for so many; "" for no trail."""
+        for before, step in reversed(tuple(pairwise(self.trail))):
+            if step.stage != _RECOMMEND and step.replicas != before.replicas:
+                return " ".join(step.reason.split())
+        found = next((step.reason for step in self.trail if step.replicas == self.replicas), "")
+        return " ".join(found.split())
