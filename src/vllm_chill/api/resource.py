@@ -96,8 +96,9 @@ class Resource(Part):
 _Resource = TypeVar("_Resource", bound=Resource)
 
 
-def read_resource(kind: type[_Resource], obj: Mapping[str, Any]) -> _Resource:
+def read_resource(kind: type[_Resource], obj: Mapping[str, Any], also: Iterable[str] = ()) -> _Resource:
     """The resource of an object; `apiVersion` and `kind` may be left out, and fields that are not known are let go.
+    `also` are problems that the kind knows of by itself.
 
     Raises the kind's own InvalidObject with a sentence for everything that is wrong with it.
     """
@@ -107,6 +108,7 @@ def read_resource(kind: type[_Resource], obj: Mapping[str, Any]) -> _Resource:
         resource = kind.model_validate(given)
     except ValidationError as error:
         problems += problems_of(error, kind, given)
+    problems += also
     if problems:
         raise kind.INVALID(_name_of(obj), tuple(dict.fromkeys(problems)))
     return resource.model_copy(update={"status": _status(kind, obj.get("status"))})
@@ -127,7 +129,7 @@ def _name_of(obj: Mapping[str, Any]) -> str:
 def _other_kind(kind: type[Resource], obj: Mapping[str, Any]) -> Iterator[str]:
     for key, known in (("apiVersion", kind.API_VERSION), ("kind", kind.KIND)):
         if obj.get(key, known) != known:
-            yield f"{key}: {_shown(obj[key])} is not accepted; give {known}"
+            yield f"{key}: {shown(obj[key])} is not accepted; give {known}"
 
 
 def _status(kind: type[Resource], value: object) -> Part:
@@ -200,7 +202,7 @@ def _sentence(part: type[Part], detail: ErrorDetails) -> str:
     path, accepts = _place(part, detail["loc"])
     if detail["type"] == "missing":
         return f"{path}: it is missing; give {accepts}"
-    return f"{path}: {_shown(detail['input'])} is not accepted; give {accepts}"
+    return f"{path}: {shown(detail['input'])} is not accepted; give {accepts}"
 
 
 def _place(part: type[Part], location: _Location) -> tuple[str, str]:
@@ -230,7 +232,8 @@ def _joined(place: str, path: str) -> str:
     return f"{place}.{path}" if place and path and not path.startswith("[") else place + path
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a sentence has it."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 

@@ -5,14 +5,18 @@ A target's annotations, and a VLLMModel's minReplicas and maxReplicas, are polic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_chill.api.resource import Condition, Resource, read_resource, unknown_fields
+from pydantic import ValidationError
+
+from vllm_chill.api.resource import Condition, Resource, problems_of, read_resource, shown, unknown_fields
 from vllm_chill.api.scaling_spec import Behavior, Direction, ScaleTarget, ScalingPolicySpec, ScalingRule
 from vllm_chill.api.spec_parts import Part, declared
 from vllm_chill.api.spec_types import interval_seconds
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.objects import Json
 from vllm_chill.core.scaling.policy import DOWN, UP, Fallback, Pace, Policy, Rule, Schedule, Select, Step
 from vllm_chill.core.scaling.signals import Metric, Signal
 from vllm_chill.errors import InvalidPolicy
@@ -96,7 +100,20 @@ def parse_policy(obj: Mapping[str, Any]) -> ScalingPolicy:
     Raises InvalidPolicy with a sentence for everything that is wrong with it. Fields that are not known are let go, as
     the API server does; `policy_warnings` tells of them.
     """
-    return read_resource(ScalingPolicy, obj)
+    return read_resource(ScalingPolicy, obj, _elsewhere(obj))
+
+
+def _elsewhere(obj: Mapping[str, Any]) -> Iterator[str]:
+    # Who may write a policy in one namespace may not scale what is in another.
+    match obj:
+        case {
+            "metadata": {"namespace": str(own)},
+            "spec": {"scaleTargetRef": {"namespace": str(namespace)}},
+        } if namespace not in (own, ""):
+            place = "spec.scaleTargetRef.namespace"
+            yield f"{place}: {shown(namespace)} is not the policy's own; leave it out, or give {own}"
+        case _:
+            pass
 
 
 def policy_warnings(policy: ScalingPolicy, obj: Mapping[str, Any] | None = None) -> tuple[str, ...]:
@@ -121,13 +138,6 @@ def _without_effect(spec: ScalingPolicySpec) -> Iterator[str]:
 def policy_of(policy: ScalingPolicy) -> Policy:
     """What the policy asks for."""
     return _policy(policy.name, policy.spec)
-
-
-def policy_of_model(entry: ModelEntry) -> Policy | None:
-    """What a model's own minReplicas and maxReplicas ask for; None if that is but to sleep and to wake."""
-    if entry.max_replicas <= 1 and entry.min_replicas <= 1:
-        return None
-    return Policy(entry.name, entry.min_replicas, entry.max_replicas, DEFAULT_RULES)
 
 
 def _policy(name: str, spec: ScalingPolicySpec) -> Policy:
@@ -162,3 +172,107 @@ def _pace(given: Direction | None, default: Pace) -> Pace:
         default.steps if steps is None else tuple(Step(s.type, s.value, float(s.period_seconds)) for s in steps),
         given.select_policy or Select.MAX,
     )
+
+
+# --- policies that are no objects ---
+
+
+def policy_of_model(entry: ModelEntry) -> Policy | None:
+    """What a model's own minReplicas and maxReplicas ask for; None if that is but to sleep and to wake."""
+    if entry.max_replicas <= 1 and entry.min_replicas <= 1:
+        return None
+    return Policy(entry.name, entry.min_replicas, entry.max_replicas, DEFAULT_RULES)
+
+
+ANNOTATIONS = "vllm-chill.io/"
+AUTOSCALE = f"{ANNOTATIONS}autoscale"
+_METRIC = f"{ANNOTATIONS}metric."
+_QUERY = f"{ANNOTATIONS}promql-query"
+_METRIC_NAME = re.compile(
+    r"(?P<metric>[^.]+)(\.(?P<aggregation>(?!p[0-9])[^.]+))?(\.p(?P<percentile>[0-9]+(\.[0-9]+)?))?"
+)
+_FIELDS = {
+    field: ANNOTATIONS + name
+    for field, name in (
+        ("minReplicas", "min-replicas"),
+        ("maxReplicas", "max-replicas"),
+        ("pollingInterval", "polling-interval"),
+        ("idleTimeout", "idle-timeout"),
+        ("tolerance", "tolerance"),
+        ("paused", "paused"),
+    )
+}
+
+
+def policy_of_annotations(name: str, annotations: Mapping[str, str]) -> Policy | None:
+    """What a target's annotations ask for; None if they do not ask to be scaled. `name` is the target's.
+
+    Raises InvalidPolicy with a sentence for everything that is wrong, each of which names its annotation.
+    """
+    match annotations.get(AUTOSCALE):
+        case None | "false":
+            return None
+        case "true":
+            pass
+        case other:
+            raise InvalidPolicy(name, (f'{AUTOSCALE}: {shown(other)} is not accepted; give "true" or "false"',))
+    problems: list[str] = []
+    given: dict[str, Any] = {
+        field: _value(annotations[annotation]) for field, annotation in _FIELDS.items() if annotation in annotations
+    }
+    rules, places = _annotated_rules(annotations, problems)
+    if rules:
+        given["scalingRules"] = rules
+    try:
+        spec = ScalingPolicySpec.model_validate(
+            {"scaleTargetRef": ScalingPolicySpec.STAND_INS["scaleTargetRef"], **given}
+        )
+    except ValidationError as error:
+        problems += (_of_annotation(problem, places) for problem in problems_of(error, ScalingPolicySpec, given))
+    else:
+        if not problems:
+            return _policy(name, spec)
+    raise InvalidPolicy(name, tuple(dict.fromkeys(problems)))
+
+
+def _annotated_rules(annotations: Mapping[str, str], problems: list[str]) -> tuple[list[Json], dict[str, str]]:
+    """The rules of metric.NAME[.AGGREGATION][.pPERCENTILE], and the annotation that each part of them is from."""
+    rules: list[Json] = []
+    places = {**_FIELDS, "scalingRules": f"{_METRIC}*"}
+    for annotation in sorted(key for key in annotations if key.startswith(_METRIC)):
+        found = _METRIC_NAME.fullmatch(annotation.removeprefix(_METRIC))
+        if found is None:
+            form = "metric.NAME, metric.NAME.AGGREGATION or metric.latency.AGGREGATION.pPERCENTILE"
+            problems.append(f"{annotation}: there is no such annotation; give {form}")
+            continue
+        rule = {key: value for key, value in found.groupdict().items() if value is not None}
+        if "percentile" in rule:
+            rule["percentile"] = float(rule["percentile"])
+        place = f"scalingRules[{len(rules)}]"
+        rule["threshold"] = _value(annotations[annotation])
+        if rule["metric"] == Metric.PROMQL and _QUERY in annotations:
+            rule["query"] = annotations[_QUERY]
+        rules.append(rule)
+        places |= {place: annotation, f"{place}.query": _QUERY}
+    if _QUERY in annotations and not any("query" in rule for rule in rules):
+        problems.append(f"{_QUERY}: nothing is scaled by it; give its threshold as {_METRIC}{Metric.PROMQL}")
+    return rules, places
+
+
+def _value(text: str) -> int | float | bool | str:
+    """What an annotation stands for in the spec; what is neither a number nor true or false is left as it is."""
+    text = text.strip()
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?[0-9]{1,18}\.[0-9]{1,18}", text):
+        return float(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _of_annotation(problem: str, places: Mapping[str, str]) -> str:
+    """A problem of the spec, said of the annotation that it is from."""
+    path, _, words = problem.partition(": ")
+    place = places.get(path) or places[path.rpartition(".")[0]]
+    for field, annotation in _FIELDS.items():
+        words = words.replace(field, annotation.removeprefix(ANNOTATIONS))
+    return f"{place}: {words}"

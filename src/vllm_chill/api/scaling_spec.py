@@ -31,6 +31,7 @@ ReplicasOrZero = Annotated[CountOrZero, Field(le=_MOST_REPLICAS)]
 AboveZero = Annotated[Number, Field(gt=0, le=1e12)]
 CronText = Annotated[str, Field(min_length=9, max_length=200, pattern=r"^\S+( +\S+){4}$")]
 
+OF_TARGET = (Aggregation.AVERAGE, Aggregation.SUM)
 OF_REPLICAS = (Aggregation.AVERAGE, Aggregation.MAX, Aggregation.SUM)
 OF_LATENCY = (Aggregation.TTFT, Aggregation.E2E, Aggregation.ITL)
 AGGREGATIONS: dict[Metric, tuple[Aggregation, ...]] = {
@@ -39,9 +40,9 @@ AGGREGATIONS: dict[Metric, tuple[Aggregation, ...]] = {
     Metric.GPU_UTILIZATION: (Aggregation.AVERAGE, Aggregation.MAX),
     Metric.KV_CACHE_USAGE: (Aggregation.AVERAGE, Aggregation.MAX),
     Metric.RUNNING_REQUESTS: OF_REPLICAS,
-    Metric.HELD_REQUESTS: (),
+    Metric.HELD_REQUESTS: OF_TARGET,
     Metric.TOKENS_PER_SECOND: OF_REPLICAS,
-    Metric.PROMQL: (),
+    Metric.PROMQL: OF_TARGET,
 }
 """What may be said of each metric, the default first."""
 _PERCENTAGES = (Metric.GPU_UTILIZATION, Metric.KV_CACHE_USAGE)
@@ -110,7 +111,7 @@ class ScalingRule(Checked):
         "What is looked at. queue_length, running_requests and held_requests count requests; latency is in "
         "milliseconds; gpu_utilization and kv_cache_usage are percentages; promql is whatever the query gives.",
     )  # fmt: skip
-    threshold: AboveZero = declared(..., _ABOVE_ZERO, "Scale up when it is above this, for each replica.")
+    threshold: AboveZero = declared(..., _ABOVE_ZERO, "Scale up when the metric is above this.")
     target: AboveZero | None = declared(
         None, _ABOVE_ZERO,
         "Scale so that it comes to this. Not set: the threshold. A lower one leaves a band between the two in which "
@@ -119,8 +120,9 @@ class ScalingRule(Checked):
     aggregation: Aggregation | None = declared(
         None, f"one of {', '.join(OF_REPLICAS)}; for latency, one of {', '.join(OF_LATENCY)}",
         "Of a latency, which one: to the first token, of the whole request, or between two tokens; not set: ttft, as "
-        "more replicas shorten the wait before anything else. Of other metrics, how one number comes of several "
-        "replicas; not set: average, as with HPA.",
+        "another replica shortens the wait in the queue before anything else. Of any other metric, what the threshold "
+        "is compared with: average, what each replica has; max, the highest of them; sum, all of them together, or "
+        "what a query gives as it is. Not set: average, as HPA's AverageValue.",
     )  # fmt: skip
     percentile: Annotated[Number, Field(ge=0, le=100)] | None = declared(
         None, "a number from 0 to 100", "Of a latency. Not set: 95.",
@@ -136,10 +138,9 @@ class ScalingRule(Checked):
         """What no field can know by itself."""
         known = AGGREGATIONS[self.metric]
         if self.aggregation is not None and self.aggregation not in known:
-            words = f"give one of {', '.join(known)}" if known else "leave it out"
             yield Conflict(
                 "aggregation",
-                f'"{self.aggregation}" has no meaning for {self.metric}; {words}',
+                f'"{self.aggregation}" has no meaning for {self.metric}; give one of {", ".join(known)}',
                 ("aggregation", "metric"),
             )
         if self.percentile is not None and self.metric is not Metric.LATENCY:
@@ -164,12 +165,11 @@ class ScalingRule(Checked):
     @property
     def signal(self) -> Signal:
         """What has to be measured for it."""
-        known = AGGREGATIONS[self.metric]
         percentile = _PERCENTILE if self.percentile is None else self.percentile
         window = _WINDOW_SECONDS if self.window is None else interval_seconds(self.window)
         return Signal(
             self.metric,
-            self.aggregation or (known[0] if known else Aggregation.AVERAGE),
+            self.aggregation or AGGREGATIONS[self.metric][0],
             float(percentile) if self.metric is Metric.LATENCY else None,
             window if self.metric in _WINDOWED else None,
             self.query,
