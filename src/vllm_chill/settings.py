@@ -219,7 +219,7 @@ class Settings(BaseSettings):
     )  # fmt: skip
     override_ttl: PositiveDuration = _setting(
         timedelta(hours=1), "OVERRIDE_TTL", "Scaling", _DURATION,
-        "How long a number of replicas that was set by hand holds, where it does not say; "
+        "How long a number of replicas that was set by hand (`vllm-chill scaling set`) holds, where it does not say; "
         "then the policy decides again. An hour is a load test or an incident, and what is forgotten ends by itself.",
     )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(

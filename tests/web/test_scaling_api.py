@@ -165,7 +165,7 @@ class TestPolicy:
                 "limited": "TooManyReplicas",
                 "measured": True,
                 "fallenBack": False,
-                "reason": "no more than maxReplicas 4",
+                "reason": "queue_length is 30; no more than maxReplicas 4",
                 "trail": [
                     {"stage": "recommend", "replicas": 6, "reason": "queue_length is 30"},
                     {"stage": "bound", "replicas": 4, "reason": "no more than maxReplicas 4"},
@@ -173,6 +173,7 @@ class TestPolicy:
             }
             first, second = body.pop("scalingRules")
             assert first == {
+                "name": "queue_length",
                 "metric": "queue_length",
                 "aggregation": "average",
                 "percentile": None,
@@ -184,7 +185,7 @@ class TestPolicy:
                 "ageSeconds": 2.0,
                 "replicas": 6,
             }
-            assert (second["aggregation"], second["percentile"], second["current"]) == ("ttft", 95, None)
+            assert (second["name"], second["aggregation"], second["current"]) == ("latency (ttft, p95)", "ttft", None)
             behavior = body.pop("behavior")
             assert behavior["scaleDown"] == {
                 "stabilizationWindowSeconds": 300,

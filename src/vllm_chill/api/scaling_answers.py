@@ -19,6 +19,7 @@ from vllm_chill.api.spec_types import Duration
 from vllm_chill.api.status import PhaseName
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.model_status import Condition
+from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Asked, Decision
 from vllm_chill.core.scaling.override import Override, told
 from vllm_chill.core.scaling.policy import Fallback, Pace, Policy, Rule
@@ -171,6 +172,8 @@ class Adjusted(Answer):
 class RuleAnswer(Answer):
     """One rule, and what it made of the last readings."""
 
+    name: str
+    """What its metric is called in a trail, with what tells it from others."""
     metric: str
     aggregation: str
     percentile: float | None
@@ -429,6 +432,7 @@ _STATUS = {True: "True", False: "False", None: "Unknown"}
 def _rule(rule: Rule, asked: Asked | None) -> RuleAnswer:
     signal = rule.signal
     return RuleAnswer(
+        name=words.name(signal),
         metric=signal.metric.value,
         aggregation=signal.aggregation.value,
         percentile=signal.percentile,

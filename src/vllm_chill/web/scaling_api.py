@@ -34,7 +34,9 @@ from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.status import phase_name
 from vllm_chill.core.cold_start import duration
 from vllm_chill.core.routing import Route
+from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Decision
+from vllm_chill.core.scaling.figures import measured_replicas
 from vllm_chill.core.scaling.override import Override
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.scaling.signals import ReplicaReading, Sample, Signal
@@ -103,9 +105,8 @@ class Scaled:
 
     @property
     def members(self) -> tuple[Replica, ...]:
-        """Its replicas, one by one, where they are known."""
-        seen = self.controller.target.observed
-        return () if seen is None else seen.members
+        """Its replicas, one by one, as they are measured."""
+        return measured_replicas(self.controller.target)
 
 
 class ScalingApi:
@@ -281,7 +282,7 @@ class ScalingApi:
 
     def _adjusted(self, scaled: Scaled, override: Override) -> web.Response:
         phase, moment = scaled.controller.target.phase, self._moment(scaled)
-        many = f"{override.replicas} replica{'s' * (override.replicas != 1)}"
+        many = words.replicas(override.replicas)
         until = f"for {duration(override.until - moment.now)}, until {moment.text(override.until)}"
         if isinstance(phase, Waking | Ready):
             message = f"{scaled.name} is to have {many} {until}."

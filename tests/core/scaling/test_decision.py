@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_chill.core.scaling.decision import Decision, Said
+from vllm_chill.core.scaling.decision import Decision, Limited, Said
+
+FULL = [("recommend", 2, "latency"), ("recommend", 9, "the queue"), ("recommend", 9, "the most is 9")]
 
 
 @pytest.mark.parametrize(
-    ("trail", "reason"),
+    ("trail", "limited", "reason"),
     [
-        pytest.param([], "", id="no trail"),
-        pytest.param([("recommend", 3, "the queue")], "the queue", id="one rule"),
+        pytest.param([], Limited.NOT, "", id="no trail"),
+        pytest.param([("recommend", 3, "the queue")], Limited.NOT, "the queue", id="one rule"),
+        pytest.param(FULL, Limited.NOT, "the queue", id="the rule that asks for the most"),
         pytest.param(
-            [("recommend", 2, "latency"), ("recommend", 5, "the queue"), ("recommend", 5, "the most is 5")],
-            "the queue",
-            id="the rule that asks for the most",
+            [*FULL, ("pace", 6, "so fast"), ("bound", 4, "the maximum is 4")],
+            Limited.MAX,
+            "the queue; the maximum is 4",
+            id="and what held it back last",
         ),
+        pytest.param([*FULL, ("hold", 3, "not yet")], Limited.STABILIZED, "the queue; not yet", id="held back once"),
         pytest.param(
-            [("recommend", 5, "the queue"), ("hold", 3, "not yet"), ("bound", 3, "within bounds")],
-            "not yet",
-            id="what held it back",
+            [*FULL, ("bound", 9, "it was set to 9 by ada")],
+            Limited.NOT,
+            "it was set to 9 by ada",
+            id="what was set by hand, alone",
         ),
-        pytest.param(
-            [("recommend", 9, "the queue"), ("pace", 6, "so fast"), ("bound", 4, "max is 4")],
-            "max is 4",
-            id="what held it back last",
-        ),
-        pytest.param([("recommend", 3, "two\n lines")], "two lines", id="in one line"),
+        pytest.param([("recommend", 3, "two\n lines")], Limited.NOT, "two lines", id="on one line"),
     ],
 )
-def test_its_reason_is_what_held_it_back_last_or_the_rule_that_it_follows(
-    trail: list[tuple[str, int, str]], reason: str
+def test_its_reason_is_the_rule_that_it_follows_and_what_was_made_of_that_last(
+    trail: list[tuple[str, int, str]], limited: Limited, reason: str
 ) -> None:
     said = tuple(Said(*step) for step in trail)
+    recommended = max((step.replicas for step in said if step.stage == "recommend"), default=1)
     replicas = said[-1].replicas if said else 1
-    assert Decision(0, replicas, replicas, said, ()).reason == reason
+    assert Decision(0, replicas, recommended, said, (), limited).reason == reason

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vllm_chill.core.scaling.policy import Rule
 
@@ -66,9 +65,13 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Why so many, in one line: what held it back last, else the rule that asks for so many; "" for no trail."""
-        for before, step in reversed(tuple(pairwise(self.trail))):
-            if step.stage != _RECOMMEND and step.replicas != before.replicas:
-                return " ".join(step.reason.split())
-        found = next((step.reason for step in self.trail if step.replicas == self.replicas), "")
-        return " ".join(found.split())
+        """Why so many, in one line: the rule that asks for the most, and what was made of that last. What a person or
+        a pause says stands alone.
+        """
+        after = [step.reason for step in self.trail if step.stage != _RECOMMEND][-1:]
+        if after and self.limited is Limited.NOT:
+            rule = []
+        else:
+            asks = (step for step in self.trail if step.stage == _RECOMMEND and step.replicas == self.recommended)
+            rule = [step.reason for step in asks][:1]
+        return " ".join("; ".join([*rule, *after]).split())
