@@ -16,7 +16,7 @@ from vllm_chill.control.autoscaler import Autoscaler
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.scaling.policy import Pace, Policy, Rule
 from vllm_chill.core.scaling.signals import Metric, ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Endpoint, Limits, Observation, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Observation, Phase, Target, TargetRef
 
 HERE = Endpoint("127.0.0.1", 8000)
 REF = TargetRef("ai-apps", "vllm")
@@ -32,7 +32,7 @@ class SharedBackend(MemoryBackend):
     """
 
     by: str | None = None
-    rival: Callable[[], None] | None = None
+    rival: Callable[[], object] | None = None
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         self.by = None
@@ -89,6 +89,13 @@ class Stage:
     @property
     def replicas(self) -> int:
         return self.backend.seen.replicas
+
+    @property
+    def conflict(self) -> str | None:
+        return self.scaler.conflict
+
+    def phase_is(self, kind: type[Phase]) -> bool:
+        return isinstance(self.controller.target.phase, kind)
 
     def others_scale(self, replicas: int, by: str | None = None) -> None:
         """Somebody else writes the number."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from structlog.testing import capture_logs
@@ -113,7 +114,7 @@ async def test_who_only_observes_decides_and_writes_nothing() -> None:
             await asyncio.sleep(_POLL)
         assert stage.scaler.decision is not None
         assert stage.scaler.decision.replicas == 8
-        assert (stage.backend.writes, stage.scaler.conflict) == ([], None)
+        assert (stage.backend.writes, stage.conflict) == ([], None)
 
 
 async def test_decisions_are_logged_once_for_each_change_with_their_trail() -> None:
@@ -149,7 +150,7 @@ async def test_with_a_minimum_of_0_it_sleeps_when_it_is_idle_and_decides_anew_wh
         assert stage.replicas == 8
         stage.load.queue = 0
         await asyncio.sleep(60)
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
         assert (stage.scaler.decision, stage.controller.target.recommended) == (None, None)
         asked = stage.load.asked
         await asyncio.sleep(3600)
@@ -175,10 +176,10 @@ async def test_engines_that_are_busy_keep_it_awake() -> None:
     async with staged(policy(min_replicas=0)) as stage:
         stage.load.busy = True
         await asyncio.sleep(10 * IDLE_SECONDS)
-        assert isinstance(stage.controller.target.phase, Ready)
+        assert stage.phase_is(Ready)
         stage.load.busy = False
         await asyncio.sleep(IDLE_SECONDS + 1)
-        assert isinstance(stage.controller.target.phase, Asleep)
+        assert stage.phase_is(Asleep)
 
 
 async def test_with_a_minimum_of_1_it_wakes_by_itself_and_never_sleeps() -> None:
@@ -278,7 +279,7 @@ async def test_what_somebody_else_wrote_once_stays_until_the_next_decision() -> 
         await asyncio.sleep(10)
         assert (stage.replicas, stage.backend.writes) == (7, [])
         await asyncio.sleep(10)
-        assert (stage.replicas, stage.scaler.conflict) == (1, None)
+        assert (stage.replicas, stage.conflict) == (1, None)
 
 
 @pytest.mark.parametrize("by", [None, "cron"])
@@ -288,12 +289,12 @@ async def test_who_writes_again_and_again_is_left_to_it_and_then_no_longer(by: s
         for _ in range(3):
             await asyncio.sleep(_POLL + 1)
             stage.others_scale(2, by)
-        assert stage.scaler.conflict == f"{by or 'somebody else'} scales it too"
+        assert stage.conflict == f"{by or 'somebody else'} scales it too"
         written = len(stage.backend.writes)
         await asyncio.sleep(590)
         assert (stage.replicas, len(stage.backend.writes)) == (2, written)
         await asyncio.sleep(20)
-        assert stage.scaler.conflict is None
+        assert stage.conflict is None
         assert stage.replicas == 8
 
 
@@ -301,7 +302,7 @@ async def test_a_known_autoscaler_is_left_to_it_at_once() -> None:
     async with staged(policy()) as stage:
         stage.load.queue = 80
         stage.others_scale(2, "keda")
-        assert stage.scaler.conflict == "KEDA (keda) scales it too"
+        assert stage.conflict == "KEDA (keda) scales it too"
         await asyncio.sleep(500)
         assert (stage.replicas, stage.backend.writes) == (2, [])
         assert stage.scaler.decision is not None
@@ -315,7 +316,7 @@ async def test_what_an_object_claims_is_a_conflict_for_as_long_as_it_does() -> N
         stage.scaler.claimed("HorizontalPodAutoscaler ai-apps/vllm scales it too")
         stage.others_scale(0)
         await asyncio.sleep(3600)
-        assert (stage.replicas, stage.scaler.conflict) == (0, "HorizontalPodAutoscaler ai-apps/vllm scales it too")
+        assert (stage.replicas, stage.conflict) == (0, "HorizontalPodAutoscaler ai-apps/vllm scales it too")
         stage.scaler.claimed(None)
         await asyncio.sleep(1)
         assert stage.replicas == 3
@@ -331,7 +332,7 @@ async def test_against_a_rival_that_always_writes_back_few_writes_are_ours(
     async with staged(policy(min_replicas=4), replicas=4) as stage:
         theirs = 0 if zero else 2
         loop = asyncio.get_running_loop()
-        stage.backend.rival = lambda: loop.call_later(back_seconds, stage.others_scale, theirs, by) and None
+        stage.backend.rival = partial(loop.call_later, back_seconds, stage.others_scale, theirs, by)
         stage.others_scale(theirs, by)
         await asyncio.sleep(7200)
         # Three to see a conflict, and one for each that follows: 10, 20, 40, 80 minutes.
@@ -360,7 +361,7 @@ async def test_waking_is_no_decision() -> None:
     async with staged(policy(min_replicas=0), replicas=0, start=600) as stage:
         caller = asyncio.create_task(stage.controller.lease(700))
         await asyncio.sleep(300)
-        assert isinstance(stage.controller.target.phase, Waking)
+        assert stage.phase_is(Waking)
         assert stage.load.asked == 0
         (await caller).release()
 

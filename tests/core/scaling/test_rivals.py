@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_chill.core.scaling.rivals import QUIET_SECONDS, Rivalry, wrote, written_here
+from vllm_chill.core.scaling.rivals import QUIET_SECONDS, Rivalry, written_here, wrote
 
 _DAY = 86400.0
 
