@@ -33,11 +33,12 @@ class ClusterBackend(Protocol):
         It outlasts any trouble: it reports `lost`, tries again with a back-off, and then `observed` again.
         """
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         """Ask for that many replicas; asking for what already is changes nothing.
 
-        It returns once the observer was told something at least as new as the write; readiness is not waited
-        for. Raises BackendUnavailable (try again later) or BackendRefused (no use).
+        `doomed` names the replicas that should be the ones to go when there are to be fewer; a backend that cannot
+        choose ignores it. It returns once the observer was told something at least as new as the write; readiness is
+        not waited for. Raises BackendUnavailable (try again later) or BackendRefused (no use).
         """
 
 

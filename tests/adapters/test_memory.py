@@ -23,3 +23,18 @@ class TestMemoryBackend(BackendContract):
     @pytest.fixture
     def world(self) -> MemoryWorld:
         return MemoryWorld()
+
+
+@pytest.mark.parametrize(
+    ("doomed", "left"),
+    [
+        pytest.param((), ["memory-1", "memory-2"], id="the newest, if none is"),
+        pytest.param(("memory-1",), ["memory-2", "memory-3"], id="those that are"),
+        pytest.param(("memory-1", "memory-2", "memory-3"), ["memory-1", "memory-2"], id="as many as must, if all are"),
+        pytest.param(("memory-9",), ["memory-1", "memory-2"], id="the newest, if there is none such"),
+    ],
+)
+async def test_the_doomed_go_first(doomed: tuple[str, ...], left: list[str]) -> None:
+    backend = MemoryBackend(Endpoint("127.0.0.1", 1), replicas=3)
+    await backend.scale(TargetRef("test", "memory"), 2, doomed=doomed)
+    assert [replica.name for replica in backend.seen.members] == left

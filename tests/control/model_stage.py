@@ -50,7 +50,7 @@ class ObjectsBackend:
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
         await self._store.watch(DEPLOYMENTS, _Pods(ref, observer, self._start_seconds, self._stop_seconds))
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await asyncio.sleep(0)
         self.scales.append((ref.name, replicas))
         self._store.change(DEPLOYMENTS, ref.name, {"spec": {"replicas": replicas}})

@@ -251,6 +251,13 @@ async def test_several_replicas_have_a_prober_each() -> None:
         assert len(engine.asked) == 3
 
 
+async def test_the_replicas_that_should_go_are_told_to_the_backend() -> None:
+    async with watched(Engine()) as stage:
+        await stage.probing.scale(REF, 2)
+        await stage.probing.scale(REF, 1, doomed=["memory-1"])
+        assert [replica.name for replica in stage.backend.seen.members] == ["memory-2"]
+
+
 async def test_by_the_backends_word_alone_nobody_is_asked() -> None:
     backend, seen = MemoryBackend(HERE, start_seconds=10), Seen()
     alone = ProbingBackend(backend, None, direct=True)

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage
+from vllm_chill.core.target import (
+    STATEFUL_SETS,
+    Endpoint,
+    Observation,
+    Progress,
+    Replica,
+    Resource,
+    Stage,
+    TargetRef,
+)
 
 SERVICE = Endpoint("vllm-svc", 80)
 A, B = Endpoint("10.0.0.1", 8000), Endpoint("10.0.0.2", 8000)
@@ -55,3 +64,19 @@ def test_without_names_of_replicas_an_endpoint_departs_when_it_is_no_longer_one(
     before, now = Observation(1, 1, (A,)), Observation(1, 1)
     assert now.departed_from(before) == (A,)
     assert before.departed_from(before) == ()
+
+
+@pytest.mark.parametrize(
+    ("ref", "text", "named"),
+    [
+        (TargetRef("ns", "vllm"), "ns/vllm", "Deployment ns/vllm"),
+        (TargetRef("ns", "vllm", STATEFUL_SETS), "StatefulSet ns/vllm", "StatefulSet ns/vllm"),
+    ],
+)
+def test_a_target_is_called_by_its_kind_unless_it_is_a_deployment(ref: TargetRef, text: str, named: str) -> None:
+    assert (str(ref), ref.named) == (text, named)
+
+
+def test_a_kind_of_the_core_group_has_a_version_without_a_group() -> None:
+    assert Resource("", "v1", "replicationcontrollers", "ReplicationController").api_version == "v1"
+    assert STATEFUL_SETS.api_version == "apps/v1"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
@@ -44,21 +45,22 @@ class MemoryBackend:
         finally:
             self._observer = None
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await asyncio.sleep(0)
         if self.fail_next:
             raise self.fail_next.pop(0)
         if replicas != self.seen.replicas:
             self.writes.append(replicas)
-            self.set_replicas(replicas)
+            self.set_replicas(replicas, doomed)
 
-    def set_replicas(self, replicas: int) -> None:
-        """Scale it, whoever does so."""
+    def set_replicas(self, replicas: int, doomed: Sequence[str] = ()) -> None:
+        """Scale it, whoever does so; the doomed go before the others, and the newest before the oldest."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         if replicas:
-            kept = self.seen.members[:replicas] if self.seen.replicas else ()
+            members = self.seen.members if self.seen.replicas else ()
+            kept = tuple(sorted(members, key=lambda replica: replica.name in doomed)[:replicas])
             self._tell(self._with(kept + self._new(replicas - len(kept)), ready=bool(self.seen.endpoints)))
             self._timer = loop.call_later(self.start_seconds, self._started)
         else:

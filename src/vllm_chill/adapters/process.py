@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -97,7 +97,7 @@ class ProcessBackend:
         finally:
             self._observer = None
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         if replicas > 1:
             raise BackendRefused(f"a command on this machine runs once, not {replicas} times; ask for 1")
         if replicas and self._closed:

@@ -7,7 +7,7 @@ is passed on in the same call, so a write that it has seen is seen by whoever wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -74,8 +74,8 @@ class ProbingBackend:
         async with asyncio.TaskGroup() as tasks:
             await self._inner.watch(ref, _View(tasks, self._probing, observer, direct=self._direct))
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
-        await self._inner.scale(ref, replicas)
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
+        await self._inner.scale(ref, replicas, doomed=doomed)
 
 
 class _View:

@@ -14,14 +14,44 @@ from msgspec import Struct
 
 
 @dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of object that can be scaled, as an API server has it. `group` is "" for the core group; `plural` is the
+    kind as paths have it.
+    """
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+
+    @property
+    def api_version(self) -> str:
+        """The version as objects say it, such as apps/v1."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
+STATEFUL_SETS = Resource("apps", "v1", "statefulsets", "StatefulSet")
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRef:
-    """The name of a scale target: a Deployment in a namespace, or a command on this machine."""
+    """The name of a scale target: an object in a namespace, mostly a Deployment, or a command on this machine.
+
+    As text, which is what metrics and the log call it, a Deployment goes without its kind.
+    """
 
     namespace: str
     name: str
+    resource: Resource = DEPLOYMENTS
+
+    @property
+    def named(self) -> str:
+        """The target for a sentence: with its kind."""
+        return f"{self.resource.kind} {self.namespace}/{self.name}"
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.resource == DEPLOYMENTS else self.named
 
 
 class Endpoint(NamedTuple):
@@ -87,7 +117,8 @@ class Observation:
     target will not become ready by waiting, and is None while it may. `serving` names the ready replicas, which
     may be several behind one endpoint. `members` are the replicas one by one, where the backend knows them;
     `progress` is how far the start is of the one that is farthest, None when nothing starts. `terminating` counts the
-    replicas that are on their way out: they have their GPUs until they are gone.
+    replicas that are on their way out: they have their GPUs until they are gone. `replicas_by` names who set the number
+    last if that was somebody else (a field manager), and is None where that cannot be told.
     """
 
     replicas: int
@@ -98,6 +129,7 @@ class Observation:
     members: tuple[Replica, ...] = ()
     progress: Progress | None = None
     terminating: int = 0
+    replicas_by: str | None = None
 
     def departed_from(self, before: Observation) -> tuple[Endpoint, ...]:
         """The endpoints of `before` behind which a replica no longer serves: connections to them may lead to it.

@@ -7,6 +7,7 @@ read on the way of a request.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
@@ -57,7 +58,7 @@ class KubernetesBackend:
         view = self._views.get(ref)
         return None if view is None else view.served
 
-    async def scale(self, ref: TargetRef, replicas: int) -> None:
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         try:
             answer = await self._api.call(
                 "PATCH", f"{deployments_of(ref)}/{quote(ref.name)}/scale", body={"spec": {"replicas": replicas}}
