@@ -48,7 +48,7 @@ async def held(controller: ScaleController, count: int, every: float = 0.0) -> l
 
 async def test_a_recommendation_is_one_write_and_the_new_ones_serve_once_they_are_ready() -> None:
     async with running(1) as (controller, backend):
-        controller.recommend(3)
+        controller.recommend("policy", 3)
         await asyncio.sleep(1)
         assert backend.writes == [3]
         assert set(controller.endpoints) == {port(0)}
@@ -58,9 +58,9 @@ async def test_a_recommendation_is_one_write_and_the_new_ones_serve_once_they_ar
 
 async def test_without_a_recommendation_what_somebody_else_scaled_is_kept() -> None:
     async with running(1) as (controller, backend):
-        controller.recommend(2)
+        controller.recommend("policy", 2)
         await asyncio.sleep(61)
-        controller.recommend(None)
+        controller.recommend("policy", None)
         backend.set_replicas(5)
         await asyncio.sleep(61)
         assert backend.writes == [2]
@@ -69,7 +69,7 @@ async def test_without_a_recommendation_what_somebody_else_scaled_is_kept() -> N
 
 async def test_with_a_recommendation_what_somebody_else_scaled_is_put_back() -> None:
     async with running(1) as (controller, backend):
-        controller.recommend(2)
+        controller.recommend("policy", 2)
         await asyncio.sleep(61)
         backend.set_replicas(4)
         await asyncio.sleep(1)
@@ -101,11 +101,11 @@ async def test_more_callers_while_it_wakes_ask_for_more_and_fewer_take_nothing_b
 
 async def test_asleep_nothing_is_recommended_and_the_next_wake_begins_anew() -> None:
     async with running(1, idle=10) as (controller, backend):
-        controller.recommend(3)
+        controller.recommend("policy", 3)
         await asyncio.sleep(80)
         assert isinstance(controller.target.phase, Asleep)
         assert backend.writes == [3, 0]
-        controller.recommend(5)
+        controller.recommend("policy", 5)
         await asyncio.sleep(1)
         assert isinstance(controller.target.phase, Asleep)
         (caller,) = await held(controller, 1)
@@ -114,12 +114,24 @@ async def test_asleep_nothing_is_recommended_and_the_next_wake_begins_anew() -> 
         await caller
 
 
+async def test_one_source_at_a_time_has_a_say() -> None:
+    async with running(1) as (controller, backend):
+        controller.recommend("policy", 2)
+        controller.recommend("another", 7)
+        controller.recommend("another", None)
+        await asyncio.sleep(1)
+        controller.recommend("policy", None)
+        controller.recommend("another", 3)
+        await asyncio.sleep(1)
+        assert backend.writes == [2, 3]
+
+
 class TestFewer:
     async def test_who_has_leases_ends_them_first_and_gets_no_new_ones(self) -> None:
         async with running(2) as (controller, backend):
             leases = [controller.lease_now() for _ in range(4)]
             assert all(leases)
-            controller.recommend(1)
+            controller.recommend("policy", 1)
             await asyncio.sleep(30)
             assert backend.writes == []
             (going,) = controller.leaving
@@ -139,14 +151,14 @@ class TestFewer:
             lease = controller.lease_now(besides=port(0))
             assert lease is not None
             assert lease.endpoint == port(1)
-            controller.recommend(1)
+            controller.recommend("policy", 1)
             await asyncio.sleep(0.01)
             assert [replica.endpoint for replica in backend.seen.members] == [port(1)]
 
     async def test_what_does_not_end_is_waited_for_no_longer_than_may_be(self) -> None:
         async with running(2, drain=100) as (controller, backend):
             leases = [controller.lease_now() for _ in range(2)]
-            controller.recommend(1)
+            controller.recommend("policy", 1)
             await asyncio.sleep(99)
             assert backend.writes == []
             await asyncio.sleep(2)
@@ -157,7 +169,7 @@ class TestFewer:
         async with running(2) as (controller, backend):
             leases = [controller.lease_now() for _ in range(2)]
             for count in (1, 2):
-                controller.recommend(count)
+                controller.recommend("policy", count)
                 assert len(controller.endpoints) == count
             await asyncio.sleep(1000)
             assert backend.writes == []
@@ -167,7 +179,7 @@ class TestFewer:
         async with running(2, bounds=Bounds(in_flight=1)) as (controller, backend):
             leases = [controller.lease_now() for _ in range(2)]
             (caller,) = await held(controller, 1)
-            controller.recommend(1)
+            controller.recommend("policy", 1)
             (staying,) = controller.endpoints
             for lease in leases:
                 assert lease is not None
@@ -198,6 +210,6 @@ async def test_where_it_only_looks_on_nothing_is_written() -> None:
         assert backend.writes == []
         backend.set_replicas(2)
         await caller
-        controller.recommend(1)
+        controller.recommend("policy", 1)
         await asyncio.sleep(10)
         assert backend.writes == []

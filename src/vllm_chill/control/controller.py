@@ -159,6 +159,7 @@ class ScaleController:
         """Whether the number of replicas is for somebody else to write."""
         self._seen: Observation | None = None
         self._leaving: tuple[str, ...] = ()
+        self._recommender: str | None = None
         self._leaving_ends: asyncio.TimerHandle | None = None
         self._write_wanted = asyncio.Event()
 
@@ -381,8 +382,14 @@ class ScaleController:
 
     # Who decides on more than one replica.
 
-    def recommend(self, replicas: int | None) -> None:
-        """Have so many replicas while it is awake; None: as many as there are. Asleep it changes nothing."""
+    def recommend(self, source: str, replicas: int | None) -> None:
+        """Have so many replicas while it is awake; None: as many as there are. Asleep it changes nothing.
+
+        One source at a time has a say: another one's word counts once the first has said None.
+        """
+        if self._recommender not in (None, source):
+            return
+        self._recommender = None if replicas is None else source
         if replicas is None or isinstance(self._target.phase, Waking | Ready):
             self._apply(Recommended(replicas))
 
