@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from pydantic.fields import FieldInfo
 
-from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus, accepts_of, fields_of, part_of, said_of
+from vllm_chill.api.spec_parts import accepts_of, fields_of, part_of, said_of
+from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
 from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
 from vllm_chill.core.events import (

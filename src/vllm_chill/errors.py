@@ -30,15 +30,29 @@ class NoCredentials(SettingError):
     """No way to a Kubernetes API server was found."""
 
 
-class InvalidModel(ChillError):
-    """A model's object cannot be used. `name` is the object's, empty if it has none; `problems` has a sentence for
-    everything that is wrong with it.
+class InvalidObject(ChillError):
+    """An object of a custom resource cannot be used. `name` is the object's, empty if it has none; `problems` has a
+    sentence for everything that is wrong with it.
     """
 
+    what: ClassVar[str]
+
     def __init__(self, name: str, problems: tuple[str, ...]) -> None:
-        super().__init__(f'the model "{name}" cannot be used: {"; ".join(problems)}')
+        super().__init__(f'the {self.what} "{name}" cannot be used: {"; ".join(problems)}')
         self.name = name
         self.problems = problems
+
+
+class InvalidModel(InvalidObject):
+    """A model's object cannot be used."""
+
+    what = "model"
+
+
+class InvalidPolicy(InvalidObject):
+    """A scaling policy's object, or a target's annotations that ask for scaling, cannot be used."""
+
+    what = "scaling policy"
 
 
 class BackendError(ChillError):

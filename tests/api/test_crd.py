@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from vllm_chill.api.crd import crd
 from vllm_chill.api.model_spec import VLLMModelSpec
-from vllm_chill.api.spec_parts import Part
-from vllm_chill.api.vllm_model import fields_of, parse_model, part_of
+from vllm_chill.api.spec_parts import Part, fields_of, part_of
+from vllm_chill.api.vllm_model import parse_model
 from vllm_chill.errors import InvalidModel
 
 VERSION = crd()["spec"]["versions"][0]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from vllm_chill.api.resource import Checked, Conflict
 from vllm_chill.api.spec_parts import (
     NAME,
     OBJECT,
@@ -21,7 +21,6 @@ from vllm_chill.api.spec_parts import (
     Cache,
     EnvVar,
     LoraAdapter,
-    Part,
     Probes,
     Resources,
     SecretKey,
@@ -69,8 +68,10 @@ def _keyed(key: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-class VLLMModelSpec(Part):
+class VLLMModelSpec(Checked):
     """What a model is, how vLLM runs it, and when it is awake."""
+
+    STAND_INS: ClassVar = {"modelName": "unknown"}
 
     # --- the model ---
 
@@ -322,12 +323,9 @@ class VLLMModelSpec(Part):
         {}, "Pod", 'annotations: {NAME: "VALUE"}', "More annotations of the pods.",
     )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _fields_fit_together(self) -> VLLMModelSpec:
-        found = conflicts(self)
-        if found:
-            raise PydanticCustomError("conflicts", "{words}", {"words": "; ".join(map(str, found)), "conflicts": found})
-        return self
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Everything that no field can know by itself."""
+        return (*_counts(self), *_names(self), *_environment(self), *_labels(self), *_cache(self))
 
     @property
     def served(self) -> str:
@@ -363,33 +361,17 @@ class VLLMModelSpec(Part):
 # --- what does not fit together ---
 
 
-class Conflict(NamedTuple):
-    """What is wrong with `path`, in words, as long as the top-level `fields` are themselves good."""
-
-    path: str
-    words: str
-    fields: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.words}"
-
-
-def conflicts(spec: VLLMModelSpec) -> tuple[Conflict, ...]:
-    """Everything that no field can know by itself."""
-    return (*_counts(spec), *_names(spec), *_environment(spec), *_labels(spec), *_cache(spec))
-
-
 def _counts(spec: VLLMModelSpec) -> Iterator[Conflict]:
     if spec.min_replicas > spec.max_replicas:
         yield Conflict(
-            "spec.minReplicas",
+            "minReplicas",
             f"{spec.min_replicas} is more than the {spec.max_replicas} of maxReplicas; give at most that",
             ("minReplicas", "maxReplicas"),
         )
     needed = (spec.tensor_parallel_size or 1) * spec.pipeline_parallel_size
     if spec.gpu_count and needed > spec.gpu_count:
         yield Conflict(
-            "spec.gpuCount",
+            "gpuCount",
             f"{spec.gpu_count} is too few for an engine in {needed} parts, each of which needs a GPU of its own; "
             f"give at least {needed}",
             ("gpuCount", "tensorParallelSize", "extraArgs"),
@@ -397,14 +379,14 @@ def _counts(spec: VLLMModelSpec) -> Iterator[Conflict]:
     tokens = spec.max_num_batched_tokens
     if tokens is not None and spec.max_num_seqs is not None and tokens < spec.max_num_seqs:
         yield Conflict(
-            "spec.maxNumBatchedTokens",
+            "maxNumBatchedTokens",
             f"{tokens} is fewer than the {spec.max_num_seqs} of maxNumSeqs, and each has a token in a step; "
             "give at least as many",
             ("maxNumBatchedTokens", "maxNumSeqs"),
         )
     if tokens and spec.max_model_len and tokens < spec.max_model_len and spec.enable_chunked_prefill is False:
         yield Conflict(
-            "spec.maxNumBatchedTokens",
+            "maxNumBatchedTokens",
             f"{tokens} is fewer than the {spec.max_model_len} of maxModelLen, which vLLM refuses without chunked "
             "prefill; give at least as many, or leave enableChunkedPrefill out",
             ("maxNumBatchedTokens", "maxModelLen", "enableChunkedPrefill"),
@@ -413,25 +395,25 @@ def _counts(spec: VLLMModelSpec) -> Iterator[Conflict]:
 
 def _names(spec: VLLMModelSpec) -> Iterator[Conflict]:
     for alias in _repeated(spec.aliases):
-        yield Conflict("spec.aliases", f'"{alias}" is there more than once; give it once', ("aliases",))
+        yield Conflict("aliases", f'"{alias}" is there more than once; give it once', ("aliases",))
     if spec.served in spec.aliases:
         yield Conflict(
-            "spec.aliases",
+            "aliases",
             f'"{spec.served}" is what the model is served as anyway; leave it out',
             ("aliases", "servedModelName", "modelName"),
         )
     adapters = [adapter.name for adapter in spec.lora_adapters]
     for name in _repeated(adapters):
-        yield Conflict("spec.loraAdapters", f'"{name}" is there more than once; give it once', ("loraAdapters",))
+        yield Conflict("loraAdapters", f'"{name}" is there more than once; give it once', ("loraAdapters",))
     for name in sorted({spec.served, *spec.aliases} & set(adapters)):
         yield Conflict(
-            "spec.loraAdapters",
+            "loraAdapters",
             f'"{name}" is a name of the model itself; give the adapter another',
             ("loraAdapters", "aliases", "servedModelName", "modelName"),
         )
     if spec.enable_lora is False and (spec.lora_adapters or spec.lora_on_demand):
         yield Conflict(
-            "spec.enableLora",
+            "enableLora",
             "false leaves no room for the adapters that are asked for; leave it out",
             ("enableLora", "loraAdapters", "loraOnDemand"),
         )
@@ -439,17 +421,17 @@ def _names(spec: VLLMModelSpec) -> Iterator[Conflict]:
 
 def _environment(spec: VLLMModelSpec) -> Iterator[Conflict]:
     for name in _repeated(variable.name for variable in spec.env):
-        yield Conflict("spec.env", f'"{name}" is there more than once; give it once', ("env",))
+        yield Conflict("env", f'"{name}" is there more than once; give it once', ("env",))
     for index, variable in enumerate(spec.env):
         if variable.value is not None and variable.value_from is not None:
             yield Conflict(
-                f"spec.env[{index}]", f'"{variable.name}" has both value and valueFrom; give one of them', ("env",)
+                f"env[{index}]", f'"{variable.name}" has both value and valueFrom; give one of them', ("env",)
             )
 
 
 def _labels(spec: VLLMModelSpec) -> Iterator[Conflict]:
     for name in sorted(spec.labels.keys() & set(OWN_LABELS)):
-        yield Conflict("spec.labels", f'"{name}" is how vllm-chill knows what it made; leave it out', ("labels",))
+        yield Conflict("labels", f'"{name}" is how vllm-chill knows what it made; leave it out', ("labels",))
 
 
 def _cache(spec: VLLMModelSpec) -> Iterator[Conflict]:
@@ -458,7 +440,7 @@ def _cache(spec: VLLMModelSpec) -> Iterator[Conflict]:
     given = [kind for kind in (spec.cache.pvc, spec.cache.host_path, spec.cache.empty_dir) if kind is not None]
     if len(given) != 1:
         count = "none is given" if not given else "more than one is given"
-        yield Conflict("spec.cache", f"{count}; give one of pvc, hostPath and emptyDir", ("cache",))
+        yield Conflict("cache", f"{count}; give one of pvc, hostPath and emptyDir", ("cache",))
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -1,11 +1,12 @@
-"""The parts of a VLLMModel's spec, and how a field is declared: with what it does and what it accepts, in words."""
+"""How a field is declared: with what it does and what it accepts, in words; and the parts of a VLLMModel's spec."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from vllm_chill.api.spec_types import (
     AbsolutePath,
@@ -34,6 +35,29 @@ class Part(BaseModel):
     """A part of the object; fields that it does not know are let go, as the API server does."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
+
+
+def fields_of(part: type[Part]) -> dict[str, FieldInfo]:
+    """The fields of a part by the names that objects have."""
+    return {field.alias or name: field for name, field in part.model_fields.items()}
+
+
+def accepts_of(field: FieldInfo) -> str:
+    """What a field accepts, in words that follow on "give"."""
+    return said_of(field, "accepts") or "another value"
+
+
+def said_of(field: FieldInfo, key: Literal["accepts", "group", "flag"]) -> str:
+    """What a field says of itself besides its description; empty if it does not."""
+    extra = field.json_schema_extra
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
+
+
+def part_of(annotation: Any) -> type[Part] | None:
+    """The part that a field is, or has a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next(filter(None, map(part_of, get_args(annotation))), None)
 
 
 class SecretKey(Part):

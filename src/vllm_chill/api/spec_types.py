@@ -1,4 +1,4 @@
-"""The types of a VLLMModel's fields: what each accepts, the same for pydantic and in the CRD's OpenAPI schema.
+"""The types of the fields of our resources: what each accepts, the same for pydantic and in a CRD's OpenAPI schema.
 
 The rule: the schema is never stricter than the type, so that what the API server lets in can be refused here with a
 sentence, and what is good here is never turned away there.
@@ -24,6 +24,11 @@ def seconds(duration: str) -> float:
     return float(durationpy.from_str(duration).total_seconds())
 
 
+def interval_seconds(interval: int | str) -> float:
+    """A number of seconds, or a duration such as 90s, in seconds."""
+    return float(interval) if isinstance(interval, int) else seconds(interval)
+
+
 def _in_range(text: str) -> str:
     if not 0 < seconds(text) <= _LONGEST.total_seconds():
         raise ValueError("out of range")
@@ -46,6 +51,7 @@ def _never(pattern: str) -> tuple[Any, AfterValidator]:
 _TAKEN = r"^--(model|served[-_]model[-_]name|port|uds|api[-_]key|hf[-_]token)(=|$)"
 # Two words in one item, which vLLM would take for one flag with a space in its name.
 _TWO_WORDS = r"^--[A-Za-z][^=\s]*\s"
+_DURATION = r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+$"
 _QUANTITY = r"^[0-9]+(\.[0-9]*)?([numkMGTPE]|[KMGTPE]i|[eE][0-9]{1,2})?$"
 
 Count = Annotated[int, Strict(), Field(ge=1, le=_MOST)]
@@ -60,7 +66,7 @@ Text = Annotated[str, Field(max_length=100_000, pattern=r"^($|[^-])")]
 Argument = Annotated[str, Field(min_length=1, max_length=100_000), *_never(f"{_TAKEN}|{_TWO_WORDS}")]
 Duration = Annotated[
     str,
-    Field(max_length=40, pattern=r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+$"),
+    Field(max_length=40, pattern=_DURATION),
     *_never(r"^[^1-9]*$"),  # no digit but 0
     AfterValidator(_in_range),
 ]
@@ -83,6 +89,21 @@ Quantity = Annotated[
         }
     ),
 ]
+Interval = Annotated[
+    Annotated[int, Strict(), Field(ge=1, le=int(_LONGEST.total_seconds()))] | Duration,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": int(_LONGEST.total_seconds()),
+            "maxLength": 40,
+            "pattern": _DURATION,
+            "allOf": [{"pattern": "[1-9]"}],
+        }
+    ),
+]
+"""A number of seconds, or a duration."""
 Shape = Annotated[
     dict[str, Any],
     Field(max_length=1000),

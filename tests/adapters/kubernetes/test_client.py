@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 
 import aiohttp
@@ -108,6 +109,29 @@ async def test_an_error_says_what_the_server_said(body: bytes, message: str, ser
     server.refusals = [(403, body)]
     with pytest.raises(ApiError, match=message):
         await api.call("GET", LIST)
+
+
+async def test_a_long_error_is_read_to_its_end(session: aiohttp.ClientSession) -> None:
+    body = json.dumps(status(422, "spec.a is wrong, " * 200 + "spec.z too", "Invalid")).encode()
+
+    async def in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 422 Unprocessable Entity\r\nContent-Length: %d\r\n\r\n" % len(body))
+        writer.write(body[:1000])
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(body[1000:])
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    ended = asyncio.Event()
+    async with await asyncio.start_server(in_pieces, "127.0.0.1", 0) as listening:
+        api = await client(session, Fixed(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"))
+        with pytest.raises(ApiError, match=r"spec\.z too") as refused:
+            await api.call("GET", LIST)
+        assert refused.value.reason == "Invalid"
+        await ended.wait()
 
 
 async def test_an_answer_that_is_not_json_is_unreachable(server: StubApi, api: ApiClient) -> None:

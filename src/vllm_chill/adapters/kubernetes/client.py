@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -20,6 +20,7 @@ from vllm_chill.errors import SettingError
 
 CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
+_ERROR_BYTES = 65536
 
 Json = dict[str, Any]
 Query = Mapping[str, str | int]
@@ -189,10 +190,12 @@ class ApiClient:
 
 
 async def _error(response: aiohttp.ClientResponse) -> ApiError:
-    try:
-        text = (await response.content.read(65536)).decode(errors="replace")
-    except (aiohttp.ClientError, ConnectionError):
-        text = ""
+    body = b""
+    with suppress(aiohttp.ClientError, ConnectionError):
+        # One read gives what is there, and a long refusal comes in several pieces.
+        while len(body) < _ERROR_BYTES and (piece := await response.content.read(_ERROR_BYTES - len(body))):
+            body += piece
+    text = body.decode(errors="replace")
     try:
         status = json.loads(text)
         return ApiError(response.status, str(status["message"]), str(status.get("reason") or ""))
