@@ -207,6 +207,16 @@ _LABEL_NAMES = {
         )
     },
     "vllm_chill_cold_start_phase_seconds": "target, phase",
+    "vllm_chill_desired_replicas": "target",
+    "vllm_chill_recommended_replicas": "target",
+    **{
+        f"vllm_chill_replica_{name}": "target, replica"
+        for name in (
+            *("queue_length", "running_requests", "kv_cache_usage_ratio", "gpu_utilization_ratio"),
+            "scrape_age_seconds",
+        )
+    },
+    **{f"vllm_chill_replica_{name}": "target, replica, kind" for name in ("inference_latency_seconds", "tokens")},
     "vllm_chill_build_info": "version",
 }
 
@@ -239,6 +249,13 @@ def metrics_page() -> str:
         "`outcome`, and a switch's `status`, are `success` or `failure`. `target` is a Deployment with its namespace,",
         "or a command; `model_name`, `from_model` and `to_model` are models of the catalogue, by their own names. No",
         "label ever holds what a caller made up, and a model that is deleted leaves no series behind.",
+        "",
+        "`vllm_chill_replica_*` are what was measured of each replica: the proxy scrapes the engines every 5 s while",
+        "there are any, and GPUs where [something tells of them](configuration.md). `replica` is a pod, or a run of a",
+        "command. Its series go when it goes, and when its figures are more than 30 s old, all but",
+        "`vllm_chill_replica_scrape_age_seconds`. Latencies are a histogram, since percentiles of several replicas",
+        "cannot be put together; `kind` is `ttft`, `itl` or `e2e`, and of tokens `prompt` or `generation`.",
+        "[How an HPA or KEDA uses them](autoscalers.md).",
         "",
         "The phases of a cold start, in their order:",
         "",

@@ -14,8 +14,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_chill.adapters.gpu import DcgmStats, NvmlStats, VllmStats, dcgm_gpus, engine_load
-from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading
+from vllm_chill.adapters.gpu import DcgmStats, NvmlStats, VllmStats, dcgm_gpus, dcgm_use, engine_load
+from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading, GpuUse
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BackendUnavailable
 
@@ -52,14 +52,21 @@ vllm:kv_cache_usage_perc{engine="1",model_name="org/a"} 0.53219
 
 
 @contextlib.asynccontextmanager
-async def page(text: str, status: int = 200, path: str = "/metrics", seconds: float = 0) -> AsyncIterator[Endpoint]:
+async def page(
+    text: str,
+    status: int = 200,
+    path: str = "/metrics",
+    seconds: float = 0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+) -> AsyncIterator[Endpoint]:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.sleep(seconds)
         return web.Response(text=text, status=status if request.path == path else 404)
 
     runner = web.ServerRunner(web.Server(answer, handler_cancellation=True, access_log=None), shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, host, port).start()
     try:
         yield Endpoint(*runner.addresses[0])
     finally:
@@ -214,7 +221,7 @@ class TestDcgm:
     def test_no_page_is_too_much(self, text: str) -> None:
         dcgm_gpus(text)
         dcgm_gpus(f"DCGM_FI_DEV_GPU_UTIL{{{text}")
-        engine_load("a", "b", f"vllm:num_requests_running{{{text}}} 1")
+        engine_load("a", "b", f"vllm:num_requests_running{{{text}}} 1".encode(errors="replace"))
 
 
 class TestVllm:
@@ -224,7 +231,7 @@ class TestVllm:
         assert reading == GpuReading("vllm", engines=(EngineLoad("a", str(a), 53.22, running=5, waiting=1),))
 
     def test_the_name_from_before_v1_is_known(self) -> None:
-        load = engine_load("a", "b", "vllm:gpu_cache_usage_perc 0.5\n")
+        load = engine_load("a", "b", b"vllm:gpu_cache_usage_perc 0.5\n")
         assert load == EngineLoad("a", "b", kv_cache_percent=50)
 
     async def test_where_none_is_awake_it_says_so(self) -> None:
@@ -239,3 +246,51 @@ async def test_one_that_does_not_answer_is_not_waited_for_forever() -> None:
     async with page(DCGM, seconds=60) as endpoint:
         with pytest.raises(BackendUnavailable, match=r"did not answer within 0.05 s"):
             await DcgmStats(f"http://{endpoint}", timeout_seconds=0.05).read()
+
+
+class TestUse:
+    def test_a_pods_gpus_count_together(self) -> None:
+        use = dcgm_use(
+            'DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-1",pod="a",namespace="ai-apps",container="vllm"} 80\n'
+            'DCGM_FI_DEV_GPU_UTIL{gpu="1",UUID="GPU-2",pod="a",namespace="ai-apps",container="vllm"} 40\n'
+            'DCGM_FI_DEV_GPU_UTIL{gpu="2",UUID="GPU-3",pod="b",namespace="ai-apps"} 10\n'
+            'DCGM_FI_DEV_GPU_UTIL{gpu="3",UUID="GPU-4",pod="",namespace=""} 0\n'
+            'DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-1",pod="a",namespace="ai-apps",container="vllm"} 80\n'
+        )
+        assert use == GpuUse(32.5, {("ai-apps", "a"): 60, ("ai-apps", "b"): 10})
+
+    def test_what_a_prometheus_took_has_the_pod_set_aside(self) -> None:
+        use = dcgm_use(
+            'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-1",pod="x",namespace="gpu",exported_pod="a",exported_namespace="n"} 7\n'
+        )
+        assert use.by_pod == {("n", "a"): 7}
+
+    def test_a_part_of_a_gpu_counts_by_the_time_in_which_it_worked(self) -> None:
+        use = dcgm_use(
+            'DCGM_FI_PROF_GR_ENGINE_ACTIVE{UUID="GPU-1",GPU_I_ID="1",pod="a",namespace="n"} 0.25\n'
+            'DCGM_FI_PROF_GR_ENGINE_ACTIVE{UUID="GPU-1",GPU_I_ID="2",pod="b",namespace="n"} 0.75\n'
+            'DCGM_FI_PROF_GR_ENGINE_ACTIVE{UUID="GPU-2",pod="c",namespace="n"} 0.5\n'
+            'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-2",pod="c",namespace="n"} 90\n'
+            'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-3",pod="d",namespace="n"} 9223372036854775794\n'
+        )
+        assert use.by_pod == {("n", "a"): 25, ("n", "b"): 75, ("n", "c"): 90}
+
+    async def test_it_is_had_of_an_exporter_and_of_nvml(self) -> None:
+        async with page(DCGM) as endpoint:
+            assert await DcgmStats(f"http://{endpoint}").use() == GpuUse(43.5)
+        nvml = Nvml(count=2, UtilizationRates=types.SimpleNamespace(gpu=30, memory=40))
+        assert await NvmlStats(lambda: nvml).use() == GpuUse(30)
+        assert await NvmlStats(lambda: Nvml()).use() == GpuUse()
+
+    async def test_every_exporter_that_a_name_stands_for_is_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As of a headless Service of a DaemonSet; one of them does not answer."""
+        other = DCGM.replace("node-1", "node-2").replace("GPU-", "GPU-x")
+
+        async def addresses(host: str, port: int, **_: object) -> list[Any]:
+            assert host == "exporters"
+            return [(None, None, None, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3")]
+
+        async with page(DCGM) as first, page(other, host="127.0.0.2", port=first.port):
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+            reading = await DcgmStats(f"http://exporters:{first.port}").read()
+        assert [(gpu.node, gpu.index) for gpu in reading.gpus] == [(f"node-{n}", i) for n in (1, 2) for i in (0, 1)]

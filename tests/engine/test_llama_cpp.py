@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from tests.engines import ask, ask_streamed, question
+from vllm_chill.core.engine_page import engine_sample
 
 
 @asynccontextmanager
@@ -36,7 +37,9 @@ async def test_it_speaks_as_vllm_does(llama_cpp_command: list[str]) -> None:
         async with session.get("/v1/models") as models:
             assert [model["id"] for model in (await models.json())["data"]] == ["tiny"]
         async with session.get("/metrics") as metrics:
-            assert "requests_processing" in await metrics.text()
+            sample = engine_sample(await metrics.read())
+    assert sample is not None
+    assert (sample.running, sample.waiting, sample.generation_tokens, sample.prompt_tokens) == (0, 0, 0, 0)
 
 
 async def test_its_answer_is_the_same_whole_and_streamed_and_on_each_start(llama_cpp_command: list[str]) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
-from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading
+from vllm_chill.adapters.page import page
+from vllm_chill.core.engine_page import engine_sample
+from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading, GpuUse
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BackendUnavailable
 
@@ -42,6 +45,10 @@ class NvmlStats:
                 return await asyncio.to_thread(self._read)
         except TimeoutError:
             raise BackendUnavailable(f"NVML did not answer within {_SECONDS:g} s") from None
+
+    async def use(self) -> GpuUse:
+        """How much the GPUs of this machine are used. Raises BackendUnavailable."""
+        return GpuUse(_mean(gpu.utilization_percent for gpu in (await self.read()).gpus))
 
     def _read(self) -> GpuReading:
         if self._nvml is None:
@@ -122,21 +129,49 @@ _DCGM_READINGS = {
     "DCGM_FI_DEV_DEC_UTIL": "decoder_util_percent",
 }
 _WHOLE = ("memory_used_mb", "memory_total_mb")
+_DCGM_UTILIZATION = "DCGM_FI_DEV_GPU_UTIL"
+_DCGM_USE = (_DCGM_UTILIZATION, "DCGM_FI_PROF_GR_ENGINE_ACTIVE")
 
 
 class DcgmStats:
-    """ports.GpuStats: the GPUs that a DCGM exporter tells of at `url`; its path is /metrics unless it has one."""
+    """ports.GpuStats: the GPUs that DCGM exporters tell of at `url`; its path is /metrics unless it has one.
+
+    Every address of its host is asked, as there is an exporter for each node, and a headless Service names them all.
+    """
 
     def __init__(self, url: str, timeout_seconds: float = _SECONDS) -> None:
         self._timeout = timeout_seconds
         self._url = f"{url.rstrip('/')}/metrics" if _has_no_path(url) else url
 
     async def read(self) -> GpuReading:
-        """Every GPU that the exporter tells of; of one that is cut into parts, the whole."""
-        gpus = dcgm_gpus(await _page(self._url, self._timeout))
+        """Every GPU that the exporters tell of; of one that is cut into parts, the whole."""
+        gpus = dcgm_gpus(await self._pages())
         if not gpus:
             raise BackendUnavailable(f"{self._url} tells of no GPU; is it a DCGM exporter's?")
         return GpuReading("dcgm", gpus)
+
+    async def use(self) -> GpuUse:
+        """How much the GPUs are used, and those of each pod. Raises BackendUnavailable."""
+        return dcgm_use(await self._pages())
+
+    async def _pages(self) -> str:
+        """What those say that answer. Raises BackendUnavailable if none does."""
+        urls = await self._urls()
+        said = await asyncio.gather(*(page(url, self._timeout, _PAGE_BYTES) for url in urls), return_exceptions=True)
+        pages = [one.decode(errors="replace") for one in said if isinstance(one, bytes)]
+        if not pages:
+            raise next(one for one in said if isinstance(one, BaseException))
+        return "\n".join(pages)
+
+    async def _urls(self) -> list[str]:
+        try:
+            url = URL(self._url)
+            if url.scheme != "http" or url.host is None:
+                return [self._url]
+            found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError):
+            return [self._url]  # whoever asks for it will be told
+        return [str(url.with_host(host)) for host in dict.fromkeys(str(address[4][0]) for address in found)]
 
 
 def _has_no_path(url: str) -> bool:
@@ -146,16 +181,55 @@ def _has_no_path(url: str) -> bool:
         return False  # whoever asks for it will be told
 
 
-def dcgm_gpus(page: str) -> tuple[Gpu, ...]:
+def dcgm_gpus(text: str) -> tuple[Gpu, ...]:
     """The GPUs in a DCGM exporter's metrics."""
     readings: dict[tuple[str, str], dict[str, float]] = {}
     names: dict[tuple[str, str], Mapping[str, str]] = {}
-    for name, labels, value in _samples(page, _DCGM_READINGS):
+    for name, labels, value in _samples(text, _DCGM_READINGS):
         key = (labels.get("Hostname", ""), labels.get("UUID", "") or labels.get("gpu", ""))
         names.setdefault(key, labels)
         if not labels.get("GPU_I_ID") and 0 <= value < _BLANK:
             readings.setdefault(key, {}).setdefault(_DCGM_READINGS[name], value)
     return tuple(_dcgm_gpu(labels, readings.get(key, {})) for key, labels in names.items())
+
+
+def dcgm_use(text: str) -> GpuUse:
+    """How much GPUs are used, from a DCGM exporter's metrics, or from what a Prometheus took of them.
+
+    A part of a GPU has no utilization but the time in which its engine was active.
+    """
+    used: dict[tuple[str, str, str], tuple[tuple[str, str] | None, float]] = {}
+    for name, labels, value in _samples(text, _DCGM_USE):
+        if not 0 <= value < _BLANK:
+            continue
+        part = labels.get("GPU_I_ID", "")
+        if name != _DCGM_UTILIZATION and not part:
+            continue
+        key = (labels.get("Hostname", ""), labels.get("UUID", "") or labels.get("gpu", ""), part)
+        percent = value if name == _DCGM_UTILIZATION else 100 * value
+        used.setdefault(key, (_pod(labels), percent))
+    by_pod: dict[tuple[str, str], list[float]] = {}
+    for pod, percent in used.values():
+        if pod is not None:
+            by_pod.setdefault(pod, []).append(percent)
+    return GpuUse(
+        _mean(percent for _, percent in used.values()),
+        {pod: sum(percents) / len(percents) for pod, percents in by_pod.items()},
+    )
+
+
+def _pod(labels: Mapping[str, str]) -> tuple[str, str] | None:
+    """The pod that a GPU is given to. What a Prometheus took has the exporter's as `pod`, and keeps this one aside."""
+    for prefix in ("exported_", ""):
+        name, namespace = labels.get(f"{prefix}pod"), labels.get(f"{prefix}namespace")
+        if name and namespace:
+            return namespace, name
+    return None
+
+
+def _mean(percents: Iterable[float | None]) -> float | None:
+    known = [percent for percent in percents if percent is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _dcgm_gpu(labels: Mapping[str, str], told: dict[str, float]) -> Gpu:
@@ -171,11 +245,6 @@ def _dcgm_gpu(labels: Mapping[str, str], told: dict[str, float]) -> Gpu:
         node=labels.get("Hostname") or None,
         **readings,
     )
-
-
-# The first of them is how vLLM 0.32 calls it, the second is from before its V1.
-_KV_CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
-_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 
 
 class VllmStats:
@@ -198,36 +267,30 @@ class VllmStats:
 
 async def _load(target: str, endpoint: Endpoint) -> EngineLoad | None:
     try:
-        page = await _page(f"http://{endpoint}/metrics")
+        said = await page(f"http://{endpoint}/metrics", _SECONDS, _PAGE_BYTES)
     except BackendUnavailable:
         return None
-    return engine_load(target, str(endpoint), page)
+    return engine_load(target, str(endpoint), said)
 
 
-def engine_load(target: str, endpoint: str, page: str) -> EngineLoad | None:
-    """The load of a vLLM from its metrics; None if they are not vLLM's.
-
-    Of one that has several engines in it, the requests of all, and the cache that is fullest.
-    """
-    values: dict[str, list[float]] = {}
-    for name, _, value in _samples(page, (*_KV_CACHE, _RUNNING, _WAITING)):
-        values.setdefault(name, []).append(value)
-    if not values:
+def engine_load(target: str, endpoint: str, said: bytes) -> EngineLoad | None:
+    """The load of an engine from its metrics; None if they are not vLLM's, nor llama.cpp's."""
+    sample = engine_sample(said)
+    if sample is None:
         return None
-    cache = next((values[name] for name in _KV_CACHE if name in values), None)
     return EngineLoad(
         target,
         endpoint,
-        kv_cache_percent=None if cache is None else round(100 * max(cache), 2),
-        running=int(sum(values[_RUNNING])) if _RUNNING in values else None,
-        waiting=int(sum(values[_WAITING])) if _WAITING in values else None,
+        kv_cache_percent=None if sample.kv_cache_percent is None else round(sample.kv_cache_percent, 2),
+        running=None if sample.running is None else int(sample.running),
+        waiting=None if sample.waiting is None else int(sample.waiting),
     )
 
 
-def _samples(page: str, wanted: Iterable[str]) -> Iterable[tuple[str, Mapping[str, str], float]]:
+def _samples(text: str, wanted: Iterable[str]) -> Iterable[tuple[str, Mapping[str, str], float]]:
     """The samples of these metrics that are numbers. Only their lines are parsed: a page has thousands of others."""
     starts = tuple(f"{name}{end}" for name in wanted for end in "{ ")
-    lines = "\n".join(line for line in page.splitlines() if line.startswith(starts))
+    lines = "\n".join(line for line in text.splitlines() if line.startswith(starts))
     try:
         for family in text_string_to_metric_families(lines):
             for sample in family.samples:
@@ -235,24 +298,3 @@ def _samples(page: str, wanted: Iterable[str]) -> Iterable[tuple[str, Mapping[st
                     yield sample.name, sample.labels, sample.value
     except ValueError:
         return
-
-
-async def _page(url: str, timeout_seconds: float = _SECONDS) -> str:
-    """The text at a URL. Raises BackendUnavailable."""
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session,
-            session.get(url) as response,
-        ):
-            if response.status != 200:
-                raise BackendUnavailable(f"{url} answers with status {response.status}")
-            page = bytearray()
-            async for chunk in response.content.iter_chunked(1 << 16):
-                page += chunk
-                if len(page) > _PAGE_BYTES:
-                    raise BackendUnavailable(f"{url} answers with more than {_PAGE_BYTES >> 20} MiB")
-            return page.decode(errors="replace")
-    except TimeoutError:
-        raise BackendUnavailable(f"{url} did not answer within {timeout_seconds:g} s") from None
-    except (aiohttp.ClientError, ValueError) as error:
-        raise BackendUnavailable(f"{url} cannot be asked: {error}") from None

@@ -5,7 +5,8 @@ The rule: a reading that is missing is None, never 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,13 @@ class GpuReading:
     source: str
     gpus: tuple[Gpu, ...] = ()
     engines: tuple[EngineLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """How much GPUs are used, in percent, 0 to 100, each the mean of several: `by_pod` those of a pod, by its namespace
+    and name; `all` all that the source tells of.
+    """
+
+    all: float | None = None
+    by_pod: Mapping[tuple[str, str], float] = field(default_factory=dict)

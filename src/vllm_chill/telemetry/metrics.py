@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, TargetRef, Unknown, Waking
+from vllm_chill.telemetry.replica_metrics import ReplicaMetrics
 from vllm_chill.telemetry.request_counts import RequestCounts
 
 WAKE_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800)
@@ -168,6 +169,8 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._gauges = _TargetGauges()
         registry.register(self._gauges)
+        self.replicas = ReplicaMetrics()
+        registry.register(self.replicas)
 
     def follow(self, target: Callable[[], Target], now: Callable[[], float], model: str | None = None) -> None:
         """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue."""
@@ -182,6 +185,7 @@ class Metrics:
         that would be there again.
         """
         followed = self._gauges.followed.pop(ref, None)
+        self.replicas.forget(ref)
         for metric in (self.wake_duration, self.hold_duration, self.scale_operations, self.cold_start_phases):
             metric.remove_by_labels({"target": str(ref)})
         if followed is not None and followed.model is not None:

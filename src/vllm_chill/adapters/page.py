@@ -1,0 +1,44 @@
+"""A page of metrics over HTTP, in pieces, as it may be large."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import aiohttp
+
+from vllm_chill.errors import BackendUnavailable
+
+PIECE_BYTES = 1 << 16
+
+
+async def pieces(session: aiohttp.ClientSession, url: str, seconds: float, most_bytes: int) -> AsyncGenerator[bytes]:
+    """What is at a URL, of which the whole may take so many seconds and have so many bytes. Raises BackendUnavailable.
+
+    To be closed if it is left early.
+    """
+    try:
+        async with session.get(
+            url, timeout=aiohttp.ClientTimeout(total=seconds), headers=_HEADERS, max_redirects=2
+        ) as response:
+            if response.status != 200:
+                raise BackendUnavailable(f"{url} answers with status {response.status}")
+            left = most_bytes
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
+                left -= len(piece)
+                if left < 0:
+                    raise BackendUnavailable(f"{url} answers with more than {most_bytes >> 20} MiB")
+                yield piece
+    except TimeoutError:
+        raise BackendUnavailable(f"{url} did not answer within {seconds:g} s") from None
+    except (aiohttp.ClientError, ValueError) as error:
+        raise BackendUnavailable(f"{url} cannot be asked: {error}") from None
+
+
+async def page(url: str, seconds: float, most_bytes: int) -> bytes:
+    """All that is at a URL, asked on a connection of its own; as `pieces`."""
+    async with aiohttp.ClientSession() as session:
+        return b"".join([piece async for piece in pieces(session, url, seconds, most_bytes)])
+
+
+# Compression would cost the engine more than it saves between two machines of one cluster.
+_HEADERS = {"Accept": "text/plain", "Accept-Encoding": "identity"}
