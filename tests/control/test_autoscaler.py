@@ -259,6 +259,15 @@ async def test_asleep_it_counts_from_the_next_wake_on() -> None:
         assert stage.replicas == 3
 
 
+async def test_what_was_asked_for_by_hand_can_be_ended() -> None:
+    async with staged(policy()) as stage:
+        stage.scaler.adjust(5, "alice", 600)
+        await asyncio.sleep(1)
+        stage.scaler.release()
+        await asyncio.sleep(1)
+        assert (stage.replicas, stage.scaler.override) == (1, None)
+
+
 async def test_an_override_of_before_a_restart_goes_on() -> None:
     async with staged(policy()) as stage:
         now = stage.controller.now()
@@ -289,12 +298,12 @@ async def test_who_writes_again_and_again_is_left_to_it_and_then_no_longer(by: s
         for _ in range(3):
             await asyncio.sleep(_POLL + 1)
             stage.others_scale(2, by)
-        assert stage.conflict == f"{by or 'somebody else'} scales it too"
+        cause: str | None = f"{by or 'somebody else'} scales it too"
+        assert stage.conflict == cause
         written = len(stage.backend.writes)
         await asyncio.sleep(590)
         assert (stage.replicas, len(stage.backend.writes)) == (2, written)
         await asyncio.sleep(20)
-        assert stage.conflict is None
         assert stage.replicas == 8
 
 

@@ -27,6 +27,7 @@ from vllm_chill.core.scaling.signals import Readings, ReplicaReading, Sample, Si
 from vllm_chill.core.target import Draining, Limits, Ready, SleepReason, Target, Unknown, Waking
 from vllm_chill.errors import BadRequest
 
+_SOURCE = "policy"
 _LOOK_SECONDS = 5.0
 """How often it is looked whether the engines are busy, and what the time has changed."""
 
@@ -42,7 +43,7 @@ class Controlled(Protocol):
     @property
     def target(self) -> Target: ...
     def now(self) -> float: ...
-    def recommend(self, replicas: int | None) -> None: ...
+    def recommend(self, source: str, replicas: int | None) -> None: ...
     def used(self) -> None: ...
 
 
@@ -127,7 +128,7 @@ class Autoscaler:
             self._state = State()
         if policy is None:
             self.decision = self._override = None
-            self.controller.recommend(None)
+            self.controller.recommend(_SOURCE, None)
         self.controller.demand = None if policy is None else self._demand
         self._decide_anew()
 
@@ -159,8 +160,12 @@ class Autoscaler:
         self.restore(override)
         return override
 
+    def release(self) -> None:
+        """End what was asked for by hand."""
+        self.restore(None)
+
     def restore(self, override: Override | None) -> None:
-        """Have an override that was asked for before; None ends it."""
+        """Have what was asked for by hand before, or nothing."""
         self._override = override
         self._decide_anew()
         self._tell()
@@ -239,7 +244,7 @@ class Autoscaler:
         self._state = State()
         self.decision = None
         self._adopted = False
-        self.controller.recommend(None)
+        self.controller.recommend(_SOURCE, None)
 
     def _decide(self, policy: Policy) -> None:
         before = self.decision
@@ -271,7 +276,7 @@ class Autoscaler:
         if self.controller.observe_only:
             return
         hands_off = self._conflict is not None or (self._is_paused and self.override is None)
-        self.controller.recommend(None if hands_off else decision.replicas)
+        self.controller.recommend(_SOURCE, None if hands_off else decision.replicas)
 
     @property
     def _is_paused(self) -> bool:
@@ -332,7 +337,7 @@ class Autoscaler:
         elif self._policy is not None and not self.controller.observe_only:
             # What they wrote stays until the next decision; so two who disagree take turns, and no quick ones.
             self._adopted = True
-            self.controller.recommend(None)
+            self.controller.recommend(_SOURCE, None)
             self._rivalry = rivals.wrote(self._rivalry, target.observed.replicas_by if target.observed else None, now)
         # A period of the policy's pace begins with the decision, so that the next one but a period later is past it.
         at = decision.at if decided and decision is not None and now - decision.at < self._polling else now
@@ -352,7 +357,7 @@ class Autoscaler:
             return
         if self._conflict is not None:
             self._log.warning("scaling conflict", target=self.name, cause=self._conflict)
-            self.controller.recommend(None)
+            self.controller.recommend(_SOURCE, None)
         else:
             self._log.info("scaling conflict is over", target=self.name)
         self._decide_anew()
@@ -361,7 +366,7 @@ class Autoscaler:
     def _review_override(self, now: float) -> None:
         if self._override is not None and not self._override.holds(now):
             self._log.info("adjustment has ended", target=self.name, replicas=self._override.replicas)
-            self.restore(None)
+            self.release()
 
     def _tell(self) -> None:
         if self.on_decision is not None:
