@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from pydantic.fields import FieldInfo
 
+from vllm_chill.api.crd import DEFINITIONS, Definition, crd
 from vllm_chill.api.spec_parts import accepts_of, fields_of, part_of, said_of
 from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
 from vllm_chill.cli.crd import crd_yaml
@@ -376,9 +378,14 @@ def _cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|").replace("<", "&lt;")
 
 
-PAGES = {
+def crd_file(of: Definition) -> str:
+    """The CustomResourceDefinition of one kind."""
+    return crd_yaml(crd(of))
+
+
+PAGES: dict[str, Callable[[], str]] = {
     "models.md": models_page,
-    "../deploy/crds/models.vllm.sir-alfred.io.yaml": crd_yaml,
+    **{f"../deploy/crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS},
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,

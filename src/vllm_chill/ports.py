@@ -8,7 +8,7 @@ from typing import Protocol
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
-from vllm_chill.core.target import Endpoint, Observation, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Observation, Resource, Target, TargetRef
 
 
 class Observer(Protocol):
@@ -39,6 +39,16 @@ class ClusterBackend(Protocol):
         `doomed` names the replicas that should be the ones to go when there are to be fewer; a backend that cannot
         choose ignores it. It returns once the observer was told something at least as new as the write; readiness is
         not waited for. Raises BackendUnavailable (try again later) or BackendRefused (no use).
+        """
+
+
+class Kinds(Protocol):
+    """Where what an object names by apiVersion and kind is found as something that can be scaled."""
+
+    async def find(self, api_version: str, kind: str) -> Resource:
+        """The kind. Raises BackendUnavailable (try again later), or BackendRefused: there is none, or it has no scale.
+
+        What is refused now may be found later, once it is installed.
         """
 
 

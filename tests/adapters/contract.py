@@ -41,6 +41,14 @@ class Seen:
                 await self._changed.wait()
         return self.last
 
+    async def until_lost(self, times: int = 1, seconds: float = 20) -> str:
+        """Wait until it could not be seen so many times; the last cause."""
+        async with asyncio.timeout(seconds):
+            while len(self.losses) < times:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.losses[-1]
+
 
 class World(Protocol):
     """One backend with a target that exists and is asleep, and hands to do things to it from outside."""

@@ -65,7 +65,7 @@ def test_who_set_the_number_where_the_server_records_scales(entries: list[Json],
 
 
 def test_only_the_spec_of_the_object_itself_has_the_number() -> None:
-    of_template = {"f:spec": {"f:template": {"f:spec": {"f:replicas": {}}}}}
+    of_template: Json = {"f:spec": {"f:template": {"f:spec": {"f:replicas": {}}}}}
     assert writers_of(item(entry("a", of_template), entry("b", {"f:metadata": {}}), OLD_STATUS)) == Writers()
     assert writers_of({"metadata": {}}) == Writers()
     assert writers_of(item(EDITED)) == Writers(frozenset({Writer("kubectl-edit", T2)}))

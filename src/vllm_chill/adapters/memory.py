@@ -1,7 +1,8 @@
 """Targets that run nothing, faithfully: the backend of tests and the measure of what a backend must do.
 
 Readiness comes `start_seconds` after the scale, the end `stop_seconds` after it is taken back, on the loop's
-clock. Its replicas have names that never come again, and one address. The other methods are what the outside world
+clock. Its replicas have names that never come again, and one address, which serves as soon as one of them does; or,
+where they are `apart`, an address each, on the ports from that one on. The other methods are what the outside world
 does to a target.
 """
 
@@ -24,12 +25,19 @@ class MemoryBackend:
     """One target that starts and stops as told. Invariant: what `watch` told last is `self.seen`."""
 
     def __init__(
-        self, endpoint: Endpoint, *, start_seconds: float = 0.0, stop_seconds: float = 0.0, replicas: int = 0
+        self,
+        endpoint: Endpoint,
+        *,
+        start_seconds: float = 0.0,
+        stop_seconds: float = 0.0,
+        replicas: int = 0,
+        apart: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self.apart = apart
         self.start_seconds = start_seconds
         self.stop_seconds = stop_seconds
-        self._names = (f"memory-{number}" for number in itertools.count(1))
+        self._numbers = itertools.count()
         self.seen = self._with(self._new(replicas), ready=True) if replicas else Observation(0, 0)
         self.writes: list[int] = []
         self.fail_next: list[BackendError] = []
@@ -61,7 +69,8 @@ class MemoryBackend:
         if replicas:
             members = self.seen.members if self.seen.replicas else ()
             kept = tuple(sorted(members, key=lambda replica: replica.name in doomed)[:replicas])
-            self._tell(self._with(kept + self._new(replicas - len(kept)), ready=bool(self.seen.endpoints)))
+            ready = None if self.apart else bool(self.seen.endpoints)
+            self._tell(self._with(kept + self._new(replicas - len(kept)), ready=ready))
             self._timer = loop.call_later(self.start_seconds, self._started)
         else:
             self._tell(Observation(0, self.seen.live))
@@ -99,19 +108,30 @@ class MemoryBackend:
         self._tell(replace(self.seen, live=0))
 
     def _new(self, count: int) -> tuple[Replica, ...]:
-        names = itertools.islice(self._names, count)
-        return tuple(Replica(name, self.endpoint, ready=False, progress=_STARTING) for name in names)
+        host, port = self.endpoint
+        return tuple(
+            Replica(
+                f"memory-{number + 1}",
+                Endpoint(host, port + number) if self.apart else self.endpoint,
+                ready=False,
+                progress=_STARTING,
+            )
+            for number in itertools.islice(self._numbers, count)
+        )
 
-    def _with(self, members: tuple[Replica, ...], *, ready: bool) -> Observation:
-        """What it is with these replicas, all of them ready or none."""
-        progress = _ANSWERING if ready else _STARTING
+    def _with(self, members: tuple[Replica, ...], *, ready: bool | None) -> Observation:
+        """What it is with these replicas, all of them ready or none, or (None) each as it is."""
+        if ready is not None:
+            progress = _ANSWERING if ready else _STARTING
+            members = tuple(replace(replica, ready=ready, progress=progress) for replica in members)
+        serving = tuple(replica for replica in members if replica.ready)
         return Observation(
             replicas=len(members),
             live=len(members),
-            endpoints=(self.endpoint,) if ready else (),
-            serving=frozenset(replica.name for replica in members) if ready else frozenset(),
-            members=tuple(replace(replica, ready=ready, progress=progress) for replica in members),
-            progress=progress,
+            endpoints=tuple(dict.fromkeys(r.endpoint for r in serving if r.endpoint is not None)),
+            serving=frozenset(replica.name for replica in serving),
+            members=members,
+            progress=max((replica.progress for replica in members), key=lambda progress: progress.stage),
         )
 
     def _tell(self, seen: Observation) -> None:

@@ -28,7 +28,7 @@ _CRON = 'a cron expression of five fields, such as "0 8 * * mon-fri"'
 
 Replicas = Annotated[Count, Field(le=_MOST_REPLICAS)]
 ReplicasOrZero = Annotated[CountOrZero, Field(le=_MOST_REPLICAS)]
-AboveZero = Annotated[Number, Field(gt=0, le=1e12)]
+AboveZero = Annotated[Number, Field(gt=0, le=10**12)]
 CronText = Annotated[str, Field(min_length=9, max_length=200, pattern=r"^\S+( +\S+){4}$")]
 
 OF_TARGET = (Aggregation.AVERAGE, Aggregation.SUM)
@@ -148,7 +148,9 @@ class ScalingRule(Checked):
         if self.window is not None and self.metric not in _WINDOWED:
             yield Conflict("window", f"it has no meaning for {self.metric}; leave it out", ("window", "metric"))
         if self.metric is Metric.PROMQL and self.query is None:
-            yield Conflict("query", "it is missing; give the expression that Prometheus is asked", ("query", "metric"))
+            yield Conflict(
+                "query", "promql needs it; give the expression that Prometheus is asked", ("query", "metric")
+            )
         if self.metric is not Metric.PROMQL and self.query is not None:
             yield Conflict("query", f"it has no meaning for {self.metric}; leave it out", ("query", "metric"))
         if self.metric in _PERCENTAGES and self.threshold > 100:

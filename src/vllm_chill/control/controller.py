@@ -40,6 +40,7 @@ from vllm_chill.core.events import (
 )
 from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
 from vllm_chill.core.target import (
+    STATEFUL_SETS,
     Draining,
     Endpoint,
     Failed,
@@ -71,7 +72,7 @@ _RETRY_MOST_SECONDS = 15.0
 _RETRY_AFTER_HOLD_SECONDS = 10
 _POSITIONS_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
-"""How long the first callers of a sleeping target are counted, where many of them would wake several replicas."""
+"""How long callers are counted before a wake is written, where many of them wake several replicas."""
 
 _REPLACEMENT, _RETIREMENT = "replacement", "retirement"
 _AT_ONCE = 32
@@ -152,12 +153,15 @@ class ScaleController:
         self.on_change: Callable[[], None] | None = None
         """Called when its phase, or what is seen of it, has changed; and when it is unused, if that is `awaited`."""
         self.awaited = False
+        self.on_seen: Callable[[], None] | None = None
+        """Called when its phase, or what is seen of it, has changed, before anything is written for it."""
         self.demand: Callable[[int], int] | None = None
         """How many replicas so many waiting callers are reason enough to wake."""
         self.observe_only = False
         """Whether the number of replicas is for somebody else to write."""
         self._seen: Observation | None = None
         self._leaving: tuple[str, ...] = ()
+        self._recommender: str | None = None
         self._leaving_ends: asyncio.TimerHandle | None = None
         self._write_wanted = asyncio.Event()
 
@@ -380,8 +384,14 @@ class ScaleController:
 
     # Who decides on more than one replica.
 
-    def recommend(self, replicas: int | None) -> None:
-        """Have so many replicas while it is awake; None: as many as there are. Asleep it changes nothing."""
+    def recommend(self, source: str, replicas: int | None) -> None:
+        """Have so many replicas while it is awake; None: as many as there are. Asleep it changes nothing.
+
+        One source at a time has a say: another one's word counts once the first has said None.
+        """
+        if self._recommender not in (None, source):
+            return
+        self._recommender = None if replicas is None else source
         if replicas is None or isinstance(self._target.phase, Waking | Ready):
             self._apply(Recommended(replicas))
 
@@ -405,7 +415,13 @@ class ScaleController:
         if seen is not None and wanted and isinstance(self._target.phase, Ready):
             if wanted < seen.replicas:
                 count = len(seen.members) - wanted
-                chosen = leaving.to_go(seen.members, count, self._seats.taken, self._leaving)
+                chosen = leaving.to_go(
+                    seen.members,
+                    count,
+                    self._seats.taken,
+                    self._leaving,
+                    ordered=self._target.ref.resource == STATEFUL_SETS,
+                )
             elif len(seen.members) > wanted:
                 there = {replica.name for replica in seen.members}
                 chosen = tuple(name for name in self._leaving if name in there)  # they are being ended
@@ -590,6 +606,8 @@ class ScaleController:
         return step(target, Recommended(asked), now, self._limits)
 
     def _tell_change(self) -> None:
+        if self.on_seen is not None:
+            self.on_seen()
         if self._still:
             _wake_all(self._still)
         if self.on_change is not None:
@@ -626,7 +644,7 @@ class ScaleController:
             await self._write_wanted.wait()
             self._write_wanted.clear()
             pause = _RETRY_FIRST_SECONDS
-            if self.demand is not None and not (self._seen and self._seen.replicas):
+            if self.demand is not None and isinstance(self._target.phase, Waking):
                 await asyncio.sleep(_GATHER_SECONDS)
             while (replicas := self._wanted()) is not None:
                 if await self._write(replicas):
@@ -637,7 +655,7 @@ class ScaleController:
     async def _write(self, replicas: int) -> bool:
         self._apply(ScaleStarted(replicas))
         try:
-            await self._backend.scale(self._target.ref, replicas)
+            await self._backend.scale(self._target.ref, replicas, doomed=self._leaving)
         except BackendError as error:
             self._apply(ScaleFailed(replicas, error.message, final=isinstance(error, BackendRefused)))
             self._recorder.scaled(self._target, replicas, error.message)

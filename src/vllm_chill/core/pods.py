@@ -51,7 +51,7 @@ class PodFacts:
     """One pod. `revision` names the pod template it is of; `created` sorts as text; `ended` is Succeeded or Failed.
 
     `endpoint` is its own address, None while it has none; `pulling` says which image is being pulled for it, where
-    that is known.
+    that is known. `doomed`: it is marked as one of the first to go when there are to be fewer.
     """
 
     name: str
@@ -64,6 +64,7 @@ class PodFacts:
     endpoint: Endpoint | None = None
     unplaced: Unplaced | None = None
     pulling: str = ""
+    doomed: bool = False
 
     @property
     def restarts(self) -> int:

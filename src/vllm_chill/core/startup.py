@@ -19,7 +19,7 @@ from vllm_chill.core.pods import (
     is_live,
     is_ready,
 )
-from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
+from vllm_chill.core.target import DEPLOYMENTS, Endpoint, Observation, Progress, Replica, Stage, TargetRef
 
 UNSCHEDULABLE_SECONDS = 60.0
 _MESSAGE_CHARACTERS = 300
@@ -53,10 +53,13 @@ _MAY_PASS = (
 
 @dataclass(frozen=True, slots=True)
 class WorkloadFacts:
-    """One Deployment: the replicas it asks for, and why it cannot create pods, if it says so."""
+    """One Deployment, or what is like one: the replicas it asks for, why it cannot create pods, if it says so, and who
+    else set the number, if that is told.
+    """
 
     replicas: int
     refused: str | None = None
+    replicas_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,9 @@ class Terms:
 
 
 def missing(ref: TargetRef) -> str:
-    """The sentence for a Deployment that is not there."""
-    return f"Deployment {ref} does not exist: create it, or set --deployment and --namespace"
+    """The sentence for a target that is not there."""
+    settings = ", or set --deployment and --namespace" if ref.resource == DEPLOYMENTS else ""
+    return f"{ref.named} does not exist: create it{settings}"
 
 
 def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[PodFacts], now: float) -> Observation:
@@ -82,7 +86,7 @@ def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[Pod
     members = tuple(Replica(pod.name, pod.endpoint, is_ready(pod), progress(pod), pod.restarts) for pod in live)
     terminating = sum(pod.terminating and not pod.ended for pod in pods)
     if workload.replicas == 0:
-        return Observation(0, len(live), members=members, terminating=terminating)
+        return Observation(0, len(live), members=members, terminating=terminating, replicas_by=workload.replicas_by)
     furthest = max((member.progress for member in members), key=lambda at: at.stage, default=None)
     serving = frozenset(member.name for member in members if member.ready)
     return Observation(
@@ -94,6 +98,7 @@ def observation(terms: Terms, workload: WorkloadFacts | None, pods: Iterable[Pod
         members=members,
         progress=furthest or Progress(Stage.REQUESTED, _short(workload.refused or "")),
         terminating=terminating,
+        replicas_by=workload.replicas_by,
     )
 
 
@@ -133,7 +138,7 @@ def _failure(terms: Terms, workload: WorkloadFacts, pods: tuple[PodFacts, ...], 
     if not live:
         # A pod on its way out may hold the quota that the next one waits for.
         refused = workload.refused if all(pod.ended for pod in pods) else None
-        return refused and f"Deployment {terms.ref} cannot start a pod: {_short(refused)}"
+        return refused and f"{terms.ref.named} cannot start a pod: {_short(refused)}"
     # Pods of an older template are on their way out; what ails them may be what the newer one mends.
     newest = max(live, key=lambda pod: pod.created).revision
     causes = [pod_failure(terms, pod, now) for pod in live if pod.revision == newest]

@@ -35,7 +35,8 @@ class StubApi:
     """One collection at every path, of which an object that says its kind is only in those of its kind.
 
     `requests` are the requests so far, and `count` counts them by what they are. `logs` are the answers for the logs
-    of pods by name; a collection in `forbidden` may not be read, nor may logs if "log" is.
+    of pods by name; a collection in `forbidden` may not be read, nor may logs if "log" is, nor its objects be patched
+    if "patch " and its name are.
     """
 
     def __init__(self) -> None:
@@ -128,11 +129,13 @@ class StubApi:
             if isinstance(body, bytes):
                 return web.Response(status=code, body=body)
             return web.json_response(body, status=code)
-        if collection in self.forbidden:
+        if {collection, f"{request.method.lower()} {request.path.split('/')[-2]}"} & self.forbidden:
             return web.json_response(status(403, f"User cannot {what} {collection}", "Forbidden"), status=403)
         match what:
             case "watch":
                 return await self._watch(request)
+            case "list" if collection == "scale":
+                return self._scale_of(request.path.split("/")[-2])
             case "list":
                 return self._list(request)
             case "log":
@@ -157,10 +160,20 @@ class StubApi:
             item = await self.put({**item, "spec": {**item["spec"], "replicas": replicas}})
         return web.json_response({"kind": "Scale", "metadata": item["metadata"], "spec": {"replicas": replicas}})
 
+    def _scale_of(self, name: str) -> web.Response:
+        if name not in self.objects:
+            return web.json_response(status(404, f'engines "{name}" not found', "NotFound"), status=404)
+        item = self.objects[name]
+        replicas, selector = item["spec"]["replicas"], item.get("status", {}).get("selector")
+        # As a server has it: what is 0 or empty is left out.
+        spec, of_pods = {"replicas": replicas} if replicas else {}, {"selector": selector} if selector else {}
+        return web.json_response({"kind": "Scale", "metadata": item["metadata"], "spec": spec, "status": of_pods})
+
     async def _patch(self, request: web.Request) -> web.Response:
         """A merge patch of an object's metadata."""
         item, patch = self.objects[request.path.split("/")[-1]], (await request.json())["metadata"]
-        annotations = {**item["metadata"].get("annotations", {}), **patch["annotations"]}
+        merged = {**item["metadata"].get("annotations", {}), **patch["annotations"]}
+        annotations = {name: value for name, value in merged.items() if value is not None}
         item = await self.put({**item, "metadata": {**item["metadata"], "annotations": annotations}})
         return web.json_response(item)
 

@@ -10,7 +10,7 @@ from tests.adapters.kubernetes.stub_api import Json, StubApi, status
 from vllm_chill.adapters.kubernetes.client import ApiClient
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.watch import Pace
-from vllm_chill.core.target import Endpoint, Observation, Progress, Stage, TargetRef
+from vllm_chill.core.target import STATEFUL_SETS, Endpoint, Observation, Progress, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 
 REF = TargetRef("ai-apps", "vllm")
@@ -128,3 +128,43 @@ async def test_the_observer_is_not_told_twice_of_the_same(server: StubApi, seen:
 
 async def silent(request: object, response: object) -> None:
     await asyncio.Event().wait()
+
+
+async def test_who_else_set_the_number_is_told_with_it(server: StubApi, backend: KubernetesBackend, seen: Seen) -> None:
+    theirs = {"manager": "kube-controller-manager", "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    for replicas, manager in [(2, "kube-controller-manager"), (3, "vllm-chill"), (0, "keda")]:
+        item = deployment(replicas)
+        item["metadata"]["managedFields"] = [theirs | {"manager": manager}]
+        await server.put(item)
+        told = await seen.until(lambda o, n=replicas: o.replicas == n)  # type: ignore[misc]
+        assert told.replicas_by == (None if manager == "vllm-chill" else manager)
+
+
+async def test_a_write_says_whose_it_is(server: StubApi, backend: KubernetesBackend) -> None:
+    await server.put(deployment())
+    await backend.scale(REF, 1)
+    assert dict(server.requests[-1].query) == {"fieldManager": "vllm-chill"}
+
+
+async def test_a_stateful_set_is_watched_and_scaled_by_its_own_paths(
+    server: StubApi, backend: KubernetesBackend
+) -> None:
+    ref, seen = TargetRef("ai-apps", "vllm", STATEFUL_SETS), Seen()
+    watching = asyncio.create_task(backend.watch(ref, seen))
+    await seen.until(lambda o: o.failure == "StatefulSet ai-apps/vllm does not exist: create it")
+    await server.put({**deployment(), "kind": "StatefulSet"})
+    await seen.until(lambda o: o == Observation(0, 0))
+    await backend.scale(ref, 1)
+    assert seen.last == ASKED_FOR
+    owner = {"kind": "StatefulSet", "name": "vllm", "controller": True}
+    metadata = {"name": "vllm-0", "labels": {"app": "vllm"}, "ownerReferences": [owner]}
+    await server.put({"kind": "Pod", "metadata": metadata})
+    assert (await seen.until(lambda o: o.live == 1)).members[0].name == "vllm-0"
+    collection = "/apis/apps/v1/namespaces/ai-apps/statefulsets"
+    paths = {request.path for request in server.requests}
+    assert paths == {collection, f"{collection}/vllm/scale", "/api/v1/namespaces/ai-apps/pods"}
+    server.refusals = [(403, status(403, "no."))]
+    with pytest.raises(BackendRefused, match=r'"patch" on "statefulsets/scale" \(deploy/policies/rbac.yaml'):
+        await backend.scale(ref, 2)
+    watching.cancel()
+    await asyncio.wait([watching])

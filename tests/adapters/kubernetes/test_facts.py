@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from vllm_chill.adapters.kubernetes.client import Json
+from vllm_chill.adapters.kubernetes.deletion_costs import ANNOTATION, COST
 from vllm_chill.adapters.kubernetes.facts import engine_port, label_selector, pod_facts, workload
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
-from vllm_chill.core.target import Endpoint
+from vllm_chill.core.target import STATEFUL_SETS, Endpoint, Resource, TargetRef
 
 READY = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
 
@@ -25,7 +26,7 @@ def pod(owner: str = "vllm-abc", kind: str = "ReplicaSet", controller: bool = Tr
 
 
 def facts_of(item: Json) -> PodFacts | None:
-    return pod_facts(item, "vllm", 80)
+    return pod_facts(item, TargetRef("ai-apps", "vllm"), 80)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,38 @@ def test_a_selector_as_a_query(selector: Json, query: str) -> None:
 )
 def test_a_pod_is_not_the_deployments_if_it_belongs_to(item: Json) -> None:
     assert facts_of(item) is None
+
+
+SETS = TargetRef("ai-apps", "vllm", STATEFUL_SETS)
+
+
+def of_a_set(owner: str = "vllm", kind: str = "StatefulSet") -> Json:
+    item = pod(owner, kind)
+    item["metadata"] |= {"name": "vllm-0", "labels": {"app": "vllm", "controller-revision-hash": "vllm-abc"}}
+    return item
+
+
+def test_a_pod_of_a_stateful_set_is_its_own() -> None:
+    facts = pod_facts(of_a_set(), SETS, 80)
+    assert facts is not None
+    assert (facts.name, facts.revision) == ("vllm-0", "vllm-abc")
+    assert pod_facts(of_a_set(owner="vllm-other"), SETS, 80) is None
+    assert pod_facts(of_a_set(kind="ReplicaSet"), SETS, 80) is None
+
+
+@pytest.mark.parametrize("item", [pod("any", "Grid"), of_a_set(), {"metadata": {"name": "stray"}}])
+def test_of_another_kind_whatever_has_the_labels_is_a_pod(item: Json) -> None:
+    ref = TargetRef("ai-apps", "vllm", Resource("x.io", "v1", "engines", "Engine"))
+    assert pod_facts(item, ref, 80) is not None
+
+
+@pytest.mark.parametrize(("cost", "doomed"), [(COST, True), ("-1", False), (None, False)])
+def test_a_pod_is_doomed_by_our_cost_alone(cost: str | None, doomed: bool) -> None:
+    item = pod()
+    item["metadata"]["annotations"] = {ANNOTATION: cost} if cost else None
+    facts = facts_of(item)
+    assert facts is not None
+    assert facts.doomed is doomed
 
 
 def test_a_pod_that_has_just_been_made() -> None:

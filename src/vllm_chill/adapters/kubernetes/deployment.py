@@ -1,4 +1,4 @@
-"""An existing Deployment as a scale target.
+"""An existing Deployment, StatefulSet, or whatever else has a scale, as a scale target.
 
 The rule: what is known comes from watches (`view`), what is done is one write, to the scale subresource; nothing is
 read on the way of a request.
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
-from vllm_chill.adapters.kubernetes.view import View, deployments_of
+from vllm_chill.adapters.kubernetes.deletion_costs import DeletionCosts
+from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
+from vllm_chill.adapters.kubernetes.view import View
 from vllm_chill.adapters.kubernetes.watch import Pace
 from vllm_chill.core.startup import UNSCHEDULABLE_SECONDS, Terms, missing
-from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Endpoint, TargetRef
 from vllm_chill.errors import BackendError, BackendRefused, BackendUnavailable
 from vllm_chill.ports import Observer
 
@@ -23,7 +25,8 @@ _NUDGE_SECONDS = 2.0
 
 
 class KubernetesBackend:
-    """Deployments as scale targets, whose Service is `endpoint`; credentials need only what deploy/rbac.yaml grants.
+    """Whatever has a scale and pods as targets, whose Service is `endpoint`; for the Deployment of the settings
+    credentials need only what deploy/rbac.yaml grants.
 
     `unschedulable_seconds` is how long a pod may find no node; `pace` is that of the watches; `seen_seconds` how long
     a write may take to come back through the watch.
@@ -44,6 +47,7 @@ class KubernetesBackend:
         self._pace = pace or Pace()
         self._seen_seconds = seen_seconds
         self._views: dict[TargetRef, View] = {}
+        self._costs = DeletionCosts(api)
 
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
         view = View(self._api, Terms(ref, self._endpoint, self._unschedulable_seconds), self._pace, observer)
@@ -59,10 +63,10 @@ class KubernetesBackend:
         return None if view is None else view.served
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
+        await self._mark(ref, replicas, doomed)
+        path, body = f"{collection_of(ref)}/{quote(ref.name)}/scale", {"spec": {"replicas": replicas}}
         try:
-            answer = await self._api.call(
-                "PATCH", f"{deployments_of(ref)}/{quote(ref.name)}/scale", body={"spec": {"replicas": replicas}}
-            )
+            answer = await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
         except ApiError as error:
             raise _refusal(ref, error) from error
         except Unreachable as error:
@@ -70,6 +74,16 @@ class KubernetesBackend:
         view = self._views.get(ref)
         if view is not None:
             await self._seen(view, int(answer["metadata"]["resourceVersion"]))
+
+    async def _mark(self, ref: TargetRef, replicas: int, doomed: Sequence[str]) -> None:
+        """Have the pods that should go be the first that do."""
+        # A StatefulSet takes its pods away by their numbers, and of all none is first.
+        if not replicas or ref.resource == STATEFUL_SETS:
+            return
+        view = self._views.get(ref)
+        before = view.replicas if view is not None else None
+        fewer = before is None or replicas < before
+        await self._costs.mark(ref.namespace, doomed if fewer else (), view.doomed if view is not None else ())
 
     async def _seen(self, view: View, version: int) -> None:
         try:
@@ -83,8 +97,7 @@ class KubernetesBackend:
                     await view.until(version)
         except TimeoutError as error:
             raise BackendUnavailable(
-                f"Deployment {view.ref} took the write, and it was not seen in the watch "
-                f"within {self._seen_seconds:g} s"
+                f"{view.ref.named} took the write, and it was not seen in the watch within {self._seen_seconds:g} s"
             ) from error
 
 
@@ -97,14 +110,18 @@ def _refusal(ref: TargetRef, error: ApiError) -> BackendError:
             )
         case 403:
             return BackendRefused(
-                f"Deployment {ref} may not be scaled: {said}; "
-                'grant the verb "patch" on "deployments/scale" (deploy/rbac.yaml has the Role)'
+                f"{ref.named} may not be scaled: {said}; "
+                f'grant the verb "patch" on "{ref.resource.plural}/scale" ({_where(ref)} has the Role)'
             )
         case 404:
             return BackendRefused(missing(ref))
         case 409 | 408 | 429:
-            return BackendUnavailable(f"Deployment {ref} could not be scaled just now: {said}; try again")
+            return BackendUnavailable(f"{ref.named} could not be scaled just now: {said}; try again")
         case status if status >= 500:
-            return BackendUnavailable(f"the API server could not scale Deployment {ref} ({status}): {said}; try again")
+            return BackendUnavailable(f"the API server could not scale {ref.named} ({status}): {said}; try again")
         case status:
-            return BackendRefused(f"the API server refuses to scale Deployment {ref} ({status}): {said}")
+            return BackendRefused(f"the API server refuses to scale {ref.named} ({status}): {said}")
+
+
+def _where(ref: TargetRef) -> str:
+    return "deploy/rbac.yaml" if ref.resource == DEPLOYMENTS else "deploy/policies/rbac.yaml"

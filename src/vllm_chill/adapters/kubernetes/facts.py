@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_chill.adapters.kubernetes.client import Json
+from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
 from vllm_chill.core.objects import digest
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
-from vllm_chill.core.target import Endpoint
+from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Endpoint, TargetRef
+from vllm_chill.core.writers import Writers, writers_of
 
 _REVISION = "pod-template-hash"
+_REVISION_OF_SETS = "controller-revision-hash"
 _IMAGES_OWN = ("vllm", "serve")
 """What vLLM's image runs where the Deployment does not say."""
 # What the API server says of a pod that it will not take however often it is asked; a webhook's timeout is not there.
@@ -20,26 +23,30 @@ _FOR_GOOD = ("is forbidden", "is invalid", "exceeded quota")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A Deployment: its facts, and the label selector of its pods as a query has it.
+    """A Deployment, or what is like one: its facts, and the label selector of its pods as a query has it.
 
-    `command` is what its first container runs, as far as that is written, and `template` names its pod template.
+    `command` is what its first container runs, as far as that is written, and `template` names its pod template;
+    `writers` own its number of replicas.
     """
 
     facts: WorkloadFacts
     selector: str
     command: tuple[str, ...] = ()
     template: str = ""
+    writers: Writers = field(default_factory=Writers)
 
 
 def workload(deployment: Json) -> Workload:
-    """The facts of a Deployment. A spec without replicas asks for one."""
+    """The facts of a Deployment or a StatefulSet. A spec without replicas asks for one."""
     spec, status = deployment["spec"], deployment.get("status") or {}
     replicas = spec.get("replicas")
     # A status of an older spec tells of a start before this one.
     current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     facts = WorkloadFacts(1 if replicas is None else replicas, _refused(status) if current else None)
     template = spec.get("template") or {}
-    return Workload(facts, label_selector(spec["selector"]), _command(template), digest(template))
+    return Workload(
+        facts, label_selector(spec["selector"]), _command(template), digest(template), writers_of(deployment)
+    )
 
 
 def _command(template: Json) -> tuple[str, ...]:
@@ -63,17 +70,17 @@ def label_selector(selector: Json) -> str:
     return ",".join(terms)
 
 
-def pod_facts(pod: Json, deployment: str, port: int) -> PodFacts | None:
-    """The facts of a pod, or None if it is not this Deployment's, whatever its labels say.
+def pod_facts(pod: Json, target: TargetRef, port: int) -> PodFacts | None:
+    """The facts of a pod, or None if it is not this target's, whatever its labels say.
 
     A Deployment's pods belong to a ReplicaSet that is named for it and for the pod's template; that name is in the
-    pod, so ReplicaSets need not be read. `port` is the Service's: see `engine_port`.
+    pod, so ReplicaSets need not be read. A StatefulSet's are its own. What lies between other kinds and their pods is
+    not known: there the labels count. `port` is the Service's: see `engine_port`.
     """
     metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
-    revision = (metadata.get("labels") or {}).get(_REVISION, "")
-    owners = metadata.get("ownerReferences") or []
-    name = f"{deployment}-{revision}"
-    if not any(o["kind"] == "ReplicaSet" and o.get("controller") and o["name"] == name for o in owners):
+    labels = metadata.get("labels") or {}
+    revision = labels.get(_REVISION) or labels.get(_REVISION_OF_SETS, "")
+    if not _is_of(metadata, target, revision):
         return None
     address = status.get("podIP")
     return PodFacts(
@@ -90,7 +97,20 @@ def pod_facts(pod: Json, deployment: str, port: int) -> PodFacts | None:
         ),
         endpoint=Endpoint(address, engine_port(spec, port)) if address else None,
         unplaced=None if spec.get("nodeName") else _unplaced(status),
+        doomed=is_doomed(pod),
     )
+
+
+def _is_of(pod: Json, target: TargetRef, revision: str) -> bool:
+    match target.resource:
+        case kind if kind == DEPLOYMENTS:
+            owner = ("ReplicaSet", f"{target.name}-{revision}")
+        case kind if kind == STATEFUL_SETS:
+            owner = (kind.kind, target.name)
+        case _:
+            return True
+    owners: list[Json] = pod.get("ownerReferences") or []
+    return any(each.get("controller") and (each["kind"], each["name"]) == owner for each in owners)
 
 
 def engine_port(spec: Json, service_port: int) -> int:

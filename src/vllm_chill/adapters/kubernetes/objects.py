@@ -13,6 +13,7 @@ from urllib.parse import quote
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.core.objects import Collection, digest, metadata
+from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 from vllm_chill.ports import ObjectsObserver
 
@@ -108,6 +109,12 @@ def path_of(collection: Collection) -> str:
     root = "/apis/" if "/" in collection.api_version else "/api/"
     namespace = "" if collection.namespace is None else f"/namespaces/{quote(collection.namespace)}"
     return f"{root}{collection.api_version}{namespace}/{collection.plural}"
+
+
+def collection_of(ref: TargetRef) -> str:
+    """The path of the collection that a target is in."""
+    kind = ref.resource
+    return path_of(Collection(kind.api_version, kind.kind, kind.plural, ref.namespace))
 
 
 def _without_managers(item: Json) -> Json:

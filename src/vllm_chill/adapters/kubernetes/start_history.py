@@ -1,8 +1,8 @@
-"""The history of a Deployment's starts, kept in an annotation of the Deployment itself.
+"""The history of a target's starts, kept in an annotation of the target itself, mostly a Deployment.
 
-The rule: only the Deployment's own metadata is written, never its pod template, so nothing is rolled out; its
+The rule: only the target's own metadata is written, never its pod template, so nothing is rolled out; its
 generation grows by one all the same, as with every change of an annotation. Keeping it is optional: it needs the right
-to patch the Deployment, and without it each proxy learns anew.
+to patch the target, and without it each proxy learns anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import structlog
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
-from vllm_chill.adapters.kubernetes.view import deployments_of
+from vllm_chill.adapters.kubernetes.objects import collection_of
 from vllm_chill.core.target import TargetRef
 
 ANNOTATION = "vllm-chill.io/start-history"
@@ -32,7 +32,7 @@ class DeploymentHistory:
         # A list, because the right to get it would be one more.
         query = {"fieldSelector": f"metadata.name={ref.name}"}
         try:
-            found = await self._api.call("GET", deployments_of(ref), query=query)
+            found = await self._api.call("GET", collection_of(ref), query=query)
         except (ApiError, Unreachable) as error:
             self._failed(ref, _NOT_READ, error)
             return None
@@ -43,7 +43,7 @@ class DeploymentHistory:
     async def save(self, ref: TargetRef, text: str) -> None:
         body = {"metadata": {"annotations": {ANNOTATION: text}}}
         try:
-            await self._api.call("PATCH", f"{deployments_of(ref)}/{quote(ref.name)}", body=body)
+            await self._api.call("PATCH", f"{collection_of(ref)}/{quote(ref.name)}", body=body)
         except (ApiError, Unreachable) as error:
             self._failed(ref, _NOT_KEPT, error)
         else:

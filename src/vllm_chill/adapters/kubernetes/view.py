@@ -1,32 +1,45 @@
-"""What is seen of one Deployment, told as observations.
+"""What is seen of one target, told as observations: of a Deployment, or of whatever else has a scale and pods.
 
-The rule: an observation is told only while the Deployment and its pods are both seen, and only when it differs from
+The rule: an observation is told only while the target and its pods are both seen, and only when it differs from
 the one before. What explains a start beyond that (events, logs) is looked for only while it is needed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, Json
 from vllm_chill.adapters.kubernetes.crash_logs import CrashLogs
 from vllm_chill.adapters.kubernetes.facts import Workload, pod_facts, workload
+from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
 from vllm_chill.adapters.kubernetes.pulls import Pulls
+from vllm_chill.adapters.kubernetes.scale_watch import ScaleWatch
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.core.pods import PodFacts, PodPast, is_being_made, is_crash_loop, is_live, recalled, remembered
-from vllm_chill.core.startup import Terms, gives_up_at, observation
-from vllm_chill.core.target import Observation, TargetRef
+from vllm_chill.core.startup import Terms, WorkloadFacts, gives_up_at, observation
+from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Observation
+from vllm_chill.core.writers import Written, written
 from vllm_chill.ports import Observer
 
 
-class View:
-    """What one watch knows of one Deployment. Invariant: all up to `_version` has been told to the observer.
+class _Workloads(Protocol):
+    """What follows the target itself: the object, or where its kind is not known, its scale."""
 
-    `_seen` and `_pods` are None while they are not seen; `_past` has what is remembered of each pod in `_pods`.
+    def steps(self) -> AsyncGenerator[Snapshot[Workload] | Outage, None]: ...
+
+    def relist(self) -> None: ...
+
+
+class View:
+    """What one watch knows of one target. Invariant: all up to `_version` has been told to the observer.
+
+    `_seen` and `_pods` are None while they are not seen; `_past` has what is remembered of each pod in `_pods`, and
+    `_written` who set the number of replicas.
     """
 
     def __init__(self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer) -> None:
@@ -35,10 +48,8 @@ class View:
         self._terms = terms
         self._pace = pace
         self._observer = observer
-        self._deployments = ListWatch(
-            api, deployments_of(self.ref), {"fieldSelector": f"metadata.name={self.ref.name}"}, workload, pace
-        )
         self._tasks = asyncio.TaskGroup()
+        self._workloads = self._following_of()
         self._pulls = Pulls(api, self.ref, pace, self._tell)
         self._logs = CrashLogs(api, self.ref.namespace, self._tell)
         self._seen: Snapshot[Workload] | None = None
@@ -46,6 +57,7 @@ class View:
         self._pod_watch: ListWatch[PodFacts] | None = None
         self._pods: Snapshot[PodFacts] | None = None
         self._past: Mapping[str, PodPast] = {}
+        self._written: Written | None = None
         self._following: asyncio.Task[None] | None = None
         self._told: Observation | str | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -53,10 +65,10 @@ class View:
         self._advanced = asyncio.Event()
 
     async def follow(self) -> None:
-        """Follow the Deployment, and the pods of its selector as that is now, until cancelled. Once only."""
+        """Follow the target, and the pods of its selector as that is now, until cancelled. Once only."""
         async with self._tasks:
             try:
-                await self._follow_deployment()
+                await self._follow_workload()
             finally:
                 self._look_again_at(None)
 
@@ -66,6 +78,18 @@ class View:
         found = self._workload()
         return None if found is None else (found.command, found.template)
 
+    @property
+    def doomed(self) -> frozenset[str]:
+        """The pods that are marked as the first to go, and still there."""
+        pods = self._pods.objects.values() if self._pods is not None else ()
+        return frozenset(pod.name for pod in pods if pod.doomed and is_live(pod))
+
+    @property
+    def replicas(self) -> int | None:
+        """The number that was last seen to be asked for; None while it is not seen."""
+        found = self._workload()
+        return None if found is None else found.facts.replicas
+
     async def until(self, version: int) -> None:
         """Wait until the observer has been told all up to this version."""
         while self._version < version:
@@ -74,12 +98,18 @@ class View:
 
     def relist(self) -> None:
         """Look again, now."""
-        self._deployments.relist()
+        self._workloads.relist()
         if self._pod_watch is not None:
             self._pod_watch.relist()
 
-    async def _follow_deployment(self) -> None:
-        async with aclosing(self._deployments.steps()) as steps:
+    def _following_of(self) -> _Workloads:
+        if self.ref.resource not in {DEPLOYMENTS, STATEFUL_SETS}:
+            return ScaleWatch(self._api, self.ref, self._pace, self._tasks)
+        query = {"fieldSelector": f"metadata.name={self.ref.name}"}
+        return ListWatch(self._api, collection_of(self.ref), query, workload, self._pace)
+
+    async def _follow_workload(self) -> None:
+        async with aclosing(self._workloads.steps()) as steps:
             async for step in steps:
                 match step:
                     case Outage(cause):
@@ -87,6 +117,7 @@ class View:
                         self._lost(cause)
                     case Snapshot():
                         self._seen = step
+                        self._remember_writers()
                         self._follow_pods()
                         self._tell()
 
@@ -116,10 +147,19 @@ class View:
                         self._tell()
 
     def _own_pod(self, item: Json) -> PodFacts | None:
-        return pod_facts(item, self.ref.name, self._terms.endpoint.port)
+        return pod_facts(item, self.ref, self._terms.endpoint.port)
 
     def _workload(self) -> Workload | None:
         return self._seen.objects.get(self.ref.name) if self._seen is not None else None
+
+    def _remember_writers(self) -> None:
+        found, before = self._workload(), self._written
+        self._written = None if found is None else written(before, found.facts.replicas, found.writers, MANAGER)
+
+    def _facts(self) -> WorkloadFacts | None:
+        found = self._workload()
+        by = self._written.by if self._written is not None else None
+        return None if found is None else replace(found.facts, replicas_by=by)
 
     def _remember(self, pods: Snapshot[PodFacts]) -> None:
         self._past = remembered(self._past, pods.objects, asyncio.get_running_loop().time())
@@ -142,11 +182,11 @@ class View:
     def _tell(self) -> None:
         if self._seen is None:
             return
-        found = self._workload()
-        if found is not None and self._pods is None:
+        facts = self._facts()
+        if facts is not None and self._pods is None:
             return
         pods, time = self._known_pods(), asyncio.get_running_loop().time()
-        now = observation(self._terms, found.facts if found is not None else None, pods, time)
+        now = observation(self._terms, facts, pods, time)
         if now.failure is not None and self._explains_later(pods):
             now = replace(now, failure=None)
         self._pulls.follow(self._tasks, wanted=now.replicas > 0 and any(map(is_being_made, pods)))
@@ -177,8 +217,3 @@ class View:
         if cause != self._told:
             self._told = cause
             self._observer.lost(cause)
-
-
-def deployments_of(ref: TargetRef) -> str:
-    """The path of the collection that a Deployment is in."""
-    return f"/apis/apps/v1/namespaces/{quote(ref.namespace)}/deployments"

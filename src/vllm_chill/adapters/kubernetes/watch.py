@@ -53,12 +53,15 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long a watch lasts, how much longer a silence is borne, and the pauses between tries, in seconds."""
+    """How long a watch lasts, how much longer a silence is borne, the pauses between tries, and how often what may not
+    be watched is looked at, in seconds.
+    """
 
     watch_seconds: int = 60
     grace_seconds: float = 5.0
     pause_first_seconds: float = 0.2
     pause_most_seconds: float = 15.0
+    look_seconds: float = 5.0
 
 
 class _Expired(Exception):
@@ -110,7 +113,7 @@ class ListWatch(Generic[T]):
             except (ApiError, Unreachable) as error:
                 self._failures += 1
                 status = error.status if isinstance(error, ApiError) else 0
-                yield Outage(_cause(error), forbidden=status == 403, absent=status == 404)
+                yield Outage(cause_of(error), forbidden=status == 403, absent=status == 404)
                 await self._pause(self._failures)
 
     async def _list(self) -> None:
@@ -282,7 +285,8 @@ def _metadata(item: Json) -> Json:
     return metadata
 
 
-def _cause(error: ApiError | Unreachable) -> str:
+def cause_of(error: ApiError | Unreachable) -> str:
+    """Why something cannot be seen, as a sentence without a full stop."""
     if isinstance(error, Unreachable):
         return str(error)
     if error.status == 401:
