@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from vllm_chill.control.ejection import Ejector
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import leaving, warm
-from vllm_chill.core.admission import Priority, Seats, Waiter, WaitingRoom
+from vllm_chill.core.admission import Priority, Waiter, WaitingRoom
+from vllm_chill.core.balancing import HashedSeats, Seats
 from vllm_chill.core.events import (
     Arrived,
     Event,
@@ -104,21 +106,26 @@ class Lease:
 
 
 class Ticket(Waiter):
-    """A caller's place among those who wait for a lease. For one wait."""
+    """A caller's place among those who wait for a lease, for one wait. `key_of_replica`: its key in core.balancing."""
 
-    __slots__ = ("lease",)
+    __slots__ = ("key_of_replica", "lease")
 
-    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL) -> None:
+    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL, key_of_replica: int | None = None) -> None:
         super().__init__(key, priority)
+        self.key_of_replica = key_of_replica
         self.lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number)."""
+    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number).
+
+    `load_factor` is that of core.balancing.HashedSeats, None where no request has a key.
+    """
 
     waiting: int = 1000
     in_flight: int | None = None
+    load_factor: float | None = None
 
 
 class ScaleController:
@@ -142,7 +149,8 @@ class ScaleController:
         self._recorder = recorder
         self._clock = asyncio.get_running_loop().time
         self._room: WaitingRoom[Ticket] = WaitingRoom()
-        self._seats = Seats(self._bounds.in_flight)
+        self.ejector = Ejector(lambda: self.endpoints)
+        self._seats = _seats(self._bounds, self.ejector)
         self._serving: asyncio.Handle | None = None
         self._positions: dict[Ticket, int] = {}
         self._positions_at = -math.inf
@@ -206,6 +214,7 @@ class ScaleController:
             tasks.create_task(self._backend.watch(self._target.ref, self))
             tasks.create_task(self._actuate())
             tasks.create_task(keep_time(self))
+            tasks.create_task(self.ejector.run())
 
     # What the backend tells (ports.Observer), and the clock.
 
@@ -218,6 +227,8 @@ class ScaleController:
         if before is not None:
             for endpoint in observation.departed_from(before):
                 self._recorder.departed(endpoint)
+                self._seats.forget(endpoint)
+                self.ejector.forget(endpoint)
 
     def lost(self, cause: str) -> None:
         """Take that the target cannot be seen at present."""
@@ -239,22 +250,25 @@ class ScaleController:
 
     # What callers ask for.
 
-    def lease_now(self, besides: Endpoint | None = None) -> Lease | None:
+    def lease_now(self, besides: Endpoint | None = None, key: int | None = None) -> Lease | None:
         """A lease if the target is ready, a replica has room and nobody waits, without waiting; not on the replica
-        `besides` if there is another.
+        `besides` if there is another. `key` is that of the request in core.balancing, if it has one.
         """
         leased = warm.leased(self._target)
         if leased is None:
             return None
         assert leased.observed is not None
-        endpoints = leased.observed.endpoints
-        if besides is not None:
-            endpoints = tuple(endpoint for endpoint in endpoints if endpoint != besides) or endpoints
-        endpoint = self._seats.take(endpoints)
+        endpoint = self._seats.take(leased.observed.endpoints, key, besides)
         if endpoint is None:
             return None
         self._target = leased
         return Lease(endpoint, self._release)
+
+    def eject(self, endpoint: Endpoint, cause: str) -> None:
+        """Take a replica that took no connection, or broke it before it answered, out of the turn for a while; `cause`
+        is a clause.
+        """
+        self.ejector.failed(endpoint, cause)
 
     @property
     def full(self) -> bool:
@@ -510,11 +524,12 @@ class ScaleController:
                 case Refuse() as refuse:
                     self._refuse_next(self._refusal(refuse))
                 case Serve(endpoints):
-                    endpoint = self._seats.take(endpoints)
+                    ticket = self._room.first
+                    assert ticket is not None
+                    endpoint = self._seats.take(endpoints, ticket.key_of_replica)
                     if endpoint is None:
                         return
-                    ticket = self._room.next()
-                    assert ticket is not None
+                    self._room.next()
                     self._apply(Granted())
                     lease = Lease(endpoint, self._release)
                     if ticket.lease.done():
@@ -669,6 +684,12 @@ class ScaleController:
                     await self._write_wanted.wait()
         except TimeoutError:
             return
+
+
+def _seats(bounds: Bounds, ejector: Ejector) -> Seats:
+    if bounds.load_factor is None:
+        return Seats(bounds.in_flight, ejector.outliers.out)
+    return HashedSeats(bounds.in_flight, ejector.outliers.out, load_factor=bounds.load_factor)
 
 
 def _wake_all(queue: set[asyncio.Future[None]]) -> None:

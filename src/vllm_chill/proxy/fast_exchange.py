@@ -16,6 +16,8 @@ from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
 from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import Naming
+from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
+from vllm_chill.core.prompt import LOOKED_INTO_BYTES
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
@@ -153,6 +155,11 @@ class FastExchange(Exchange):
         return bytes(self._request[self._plain.start :])
 
     @property
+    def opening(self) -> bytes:
+        start = self._plain.start
+        return bytes(self._request[start : start + LOOKED_INTO_BYTES])
+
+    @property
     def held_bytes(self) -> int:
         return self._plain.length or 0
 
@@ -228,7 +235,8 @@ class FastExchange(Exchange):
         choice = self._choice or self._choose(request)
         if choice is None:
             return
-        lease = self._lease = choice.lease_now()
+        key_of = choice.key_of
+        lease = self._lease = choice.lease_now() if key_of is None else choice.lease_now(None, key_of(self))
         if lease is not None and (choice.adapter is None or lane.adapters.has(lease.endpoint, choice.adapter)):
             connection = lane.pool.take(lease.endpoint)
             if connection is not None:
@@ -357,7 +365,12 @@ class FastExchange(Exchange):
             lane = connection.lane
             if self.aborted:
                 lane.aborted()
-            now = self._count(framing.status)
+            choice, status = self._choice, framing.status
+            assert choice is not None
+            if status >= FIRST_GATEWAY_ERROR or choice.suspects:
+                assert self._endpoint is not None
+                choice.served.controller.ejector.answered(self._endpoint, status)
+            now = self._count(status)
             connection.over(now, keep_alive=framing.keep_alive and not lane.counter.draining, unread=self._missing > 0)
 
     def _cut(self, failure: ChillError) -> None:
@@ -518,4 +531,7 @@ class FastUpload(FastExchange):
 
     def _again(self, failure: ChillError) -> None:
         assert isinstance(failure, AnswerableError)
+        assert self._attempts is not None
+        assert self._endpoint is not None
+        self._attempts.failed(failure, self._endpoint)
         self._answer(failure)
