@@ -112,7 +112,7 @@ def transitions() -> dict[tuple[str, str], set[str]]:
 def _at_zero(target: Target) -> Target:
     phase = target.phase
     if isinstance(phase, Ready):
-        phase = replace(phase, since=0.0, idle_since=0.0)
+        phase = Ready(0.0, 0.0)
     elif not isinstance(phase, Unknown):
         phase = replace(phase, since=0.0)
     return structs.replace(target, phase=phase, failures=min(target.failures, 1))

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from msgspec import Struct
+
 from vllm_chill.control.ejection import Ejector
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import leaving, warm
@@ -81,16 +83,13 @@ _AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
 
 
-class Lease:
+class Lease(Struct, eq=False):
     """One request's hold on a replica of a ready target, until its last byte. A context manager; `release` may come
     twice.
     """
 
-    __slots__ = ("_release", "endpoint")
-
-    def __init__(self, endpoint: Endpoint, release: Callable[[Endpoint], None]) -> None:
-        self.endpoint = endpoint
-        self._release: Callable[[Endpoint], None] | None = release
+    endpoint: Endpoint
+    _release: Callable[[Endpoint], None] | None
 
     def release(self) -> None:
         """End the lease."""

@@ -193,9 +193,8 @@ class FastExchange(Exchange):
 
     def start(self, data: bytes, now: float) -> None:
         """Take the first bytes: the head, and what there is behind it."""
-        _, start, length = self._plain
-        size = length or 0
-        end = start + size
+        size = self._plain.length or 0
+        end = self._plain.start + size
         if len(data) < end:
             self._missing = end
             try:
@@ -246,7 +245,7 @@ class FastExchange(Exchange):
 
     def _choose(self, request: bytes) -> Choice | None:
         """Where the request goes, which is whole; None if that is settled here."""
-        head, start, _ = self._plain
+        head, start = self._plain.head, self._plain.start
         naming = head.naming or head.find_naming()
         try:
             choice = self._connection.lane.directory.choose(naming.model(request[start:]))
@@ -267,17 +266,16 @@ class FastExchange(Exchange):
         self._connection.hand_on(bytes(self._request))
 
     def _send(self, connection: UpstreamConnection, now: float) -> None:
-        head, start, length = self._plain
-        lease = self._lease
+        plain, lease = self._plain, self._lease
         assert lease is not None
         self.take(connection, lease.endpoint)
         peer, scheme = self._connection.peer
-        written = head.for_upstream(length, lease.endpoint, peer, scheme)
+        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme)
         if len(self._request) < WRITTEN_AT_ONCE:
-            connection.transport.write(written + self._request[start:])
+            connection.transport.write(written + self._request[plain.start :])
         else:
             connection.transport.write(written)
-            connection.transport.write(memoryview(self._request)[start:])
+            connection.transport.write(memoryview(self._request)[plain.start :])
         self._sent_until_now(now)
 
     def _sent_until_now(self, now: float) -> None:
