@@ -370,6 +370,13 @@ class ScaleController:
             or (seen is not None and bool(seen.replicas or seen.live or seen.terminating))
         )
 
+    @property
+    def replicas(self) -> int:
+        """How many replicas have GPUs, or are about to: those that are asked for, and those that are there."""
+        target, seen = self._target, self._target.observed
+        there = max(seen.replicas, seen.live + seen.terminating) if seen is not None else 0
+        return max(there, target.sent or 0, desired_replicas(target) or 0)
+
     def hold_back(self, by: str, cause: str) -> None:
         """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause."""
         self._holders_back[by] = cause
