@@ -272,7 +272,7 @@ def test_the_server_takes_what_a_model_takes_and_refuses_each_bad_field(spec: Js
     MODEL.check(spec)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(some_fields(POLICY, 4))
 def test_the_server_takes_what_a_policy_takes_and_refuses_each_bad_field(spec: Json) -> None:
     POLICY.check(spec)
