@@ -148,7 +148,7 @@ class ScaleController:
         self._recorder = recorder
         self._clock = asyncio.get_running_loop().time
         self._room: WaitingRoom[Ticket] = WaitingRoom()
-        self.ejector = Ejector(lambda: self.endpoints)
+        self.ejector = Ejector(lambda: self.endpoints, self._serve_soon)
         self._seats = _seats(self._bounds, self.ejector)
         self._serving: asyncio.Handle | None = None
         self._positions: dict[Ticket, int] = {}

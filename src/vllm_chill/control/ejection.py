@@ -32,16 +32,18 @@ class EjectionRecorder(Protocol):
 class Ejector:
     """The ejections of one target. `run` must be running for a replica to come back.
 
-    `endpoints` are where it can be reached now. `look` None: a replica is back when its time is over. `suspects` is
-    empty unless a replica's last answer was an error: as long as it is, `answered` need not be told of successes.
+    `endpoints` are where it can be reached now; `changed` is called when who is out has changed. `look` None: a replica
+    is back when its time is over. `suspects` is empty unless a replica's last answer was an error: as long as it is,
+    `answered` need not be told of successes.
     """
 
-    def __init__(self, endpoints: Callable[[], Sequence[Endpoint]]) -> None:
+    def __init__(self, endpoints: Callable[[], Sequence[Endpoint]], changed: Callable[[], None]) -> None:
         self.outliers = Outliers()
         self.suspects = self.outliers.suspects
         self.look: Look | None = None
         self.recorder: EjectionRecorder | None = None
         self._endpoints = endpoints
+        self._changed = changed
         self._clock = asyncio.get_running_loop().time
         self._new: asyncio.Queue[Ejection] = asyncio.Queue()
 
@@ -66,6 +68,7 @@ class Ejector:
     def _begin(self, ejection: Ejection | None) -> None:
         if ejection is not None:
             self._new.put_nowait(ejection)
+            self._changed()
             if self.recorder is not None:
                 self.recorder.ejected(ejection)
 
@@ -77,8 +80,10 @@ class Ejector:
                 break
             pause = AGAIN_SECONDS
         now = self._clock()
-        if self.outliers.restored(ejection, now) and self.recorder is not None:
-            self.recorder.restored(ejection, now - ejection.since)
+        if self.outliers.restored(ejection, now):
+            self._changed()
+            if self.recorder is not None:
+                self.recorder.restored(ejection, now - ejection.since)
 
     def _is_on(self, ejection: Ejection) -> bool:
         return self.outliers.out.get(ejection.endpoint) is ejection

@@ -45,12 +45,13 @@ class _Past:
 
 class Outliers:
     """The replicas of one target. `out` are those that are out; `suspects` those whose last answer was a gateway error,
-    each with how many of them came in a row.
+    each with how many of them came in a row. The n-th ejection lasts n times `base_seconds`, and at most a minute.
     """
 
-    __slots__ = ("_past", "out", "suspects")
+    __slots__ = ("_past", "base_seconds", "out", "suspects")
 
-    def __init__(self) -> None:
+    def __init__(self, base_seconds: float = BASE_EJECTION_SECONDS) -> None:
+        self.base_seconds = base_seconds
         self.out: dict[Endpoint, Ejection] = {}
         self.suspects: dict[Endpoint, int] = {}
         self._past: dict[Endpoint, _Past] = {}
@@ -64,7 +65,7 @@ class Outliers:
             return None
         past = self._past.get(endpoint)
         count = 1 if past is None else past.count_at(now) + 1
-        ejection = Ejection(endpoint, now, min(BASE_EJECTION_SECONDS * count, MOST_EJECTION_SECONDS), count, cause)
+        ejection = Ejection(endpoint, now, min(self.base_seconds * count, MOST_EJECTION_SECONDS), count, cause)
         self.out[endpoint] = ejection
         self.suspects.pop(endpoint, None)
         return ejection
