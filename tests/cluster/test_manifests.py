@@ -20,8 +20,8 @@ def manifests() -> list[Any]:
         for file in sorted(DEPLOY.rglob("*.yaml"))
         for item in yaml.safe_load_all(file.read_text())
         if isinstance(item, dict)  # a patch is a list
-        # Nothing is a VLLMModel until its definition is there.
-        if item["kind"] not in ("Kustomization", "Component", "VLLMModel")
+        # Nothing is of these kinds until their definitions are there.
+        if item["kind"] not in ("Kustomization", "Component", "VLLMModel", "vLLMScalingPolicy")
     ]
 
 

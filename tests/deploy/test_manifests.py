@@ -12,15 +12,16 @@ import pytest
 import yaml
 from jsonschema import Draft4Validator
 
-from vllm_chill.api.crd import crd
+from vllm_chill.api.crd import DEFINITIONS, POLICIES, crd
+from vllm_chill.api.scaling_policy import parse_policy, policy_warnings
 from vllm_chill.api.vllm_model import parse_model, warnings
 from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.settings import Settings, env_of, load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = [DEPLOY, DEPLOY / "example"]
-# What is in no namespace.
-CLUSTER_FOLDERS = [DEPLOY / "crds", DEPLOY / "example" / "models"]
+# What is in no namespace, or in whichever it is applied to.
+CLUSTER_FOLDERS = [DEPLOY / "crds", DEPLOY / "example" / "models", DEPLOY / "example" / "scaling"]
 
 
 def objects(file: Path) -> list[dict[str, Any]]:
@@ -49,10 +50,11 @@ def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
     assert files == {f.name for f in folder.glob("*.yaml")} - {"kustomization.yaml"}
 
 
-def test_the_proxy_comes_with_what_lets_a_cluster_have_models() -> None:
+def test_the_proxy_comes_with_what_lets_a_cluster_have_models_and_scaling_policies() -> None:
     [kustomization] = objects(DEPLOY / "kustomization.yaml")
     assert [name for name in kustomization["resources"] if (DEPLOY / name).is_dir()] == ["crds"]
-    assert (DEPLOY / "crds/models.vllm.sir-alfred.io.yaml").read_text() == crd_yaml()
+    for of in DEFINITIONS:
+        assert (DEPLOY / f"crds/{of.name}.yaml").read_text() == crd_yaml(crd(of))
 
 
 @pytest.mark.parametrize("folder", CLUSTER_FOLDERS, ids=lambda folder: folder.name)
@@ -73,6 +75,12 @@ def test_the_example_models_are_good_in_every_field(file: Path) -> None:
     assert model.name == file.stem
     assert warnings(model, given) == ()
     Draft4Validator(crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]).validate(given)
+
+
+def test_the_example_policy_is_good_in_every_field() -> None:
+    [given] = objects(DEPLOY / "example/scaling/policy.yaml")
+    assert policy_warnings(parse_policy(given), given) == ()
+    Draft4Validator(crd(POLICIES)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]).validate(given)
 
 
 def test_the_example_models_share_their_gpus_and_the_examples_cache() -> None:

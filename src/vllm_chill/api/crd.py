@@ -1,45 +1,106 @@
-"""The CustomResourceDefinition of VLLMModel, made from the pydantic model, for Kubernetes 1.20 and newer.
+"""The CustomResourceDefinitions, made from the pydantic models, for Kubernetes 1.20 and newer.
 
-The rule: its schema is structural and refuses only what the model refuses too. What no schema can say, such as that
-two fields do not fit together, is refused by `parse_model` alone, and told in the object's status.
+The rule: a schema is structural and refuses only what the model refuses too. What no schema can say, such as that
+two fields do not fit together, is refused by `parse_model` or `parse_policy` alone, and told in the object's status.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
-from vllm_chill.api.vllm_model import GROUP, KIND, PLURAL, SHORT_NAMES, SINGULAR, VERSION, VLLMModel
+from vllm_chill.api import scaling_policy, vllm_model
+from vllm_chill.api.resource import Resource
 from vllm_chill.core.objects import Json
-
-CRD_NAME = f"{PLURAL}.{GROUP}"
-
 
 # What is for people who read the fields, or is nothing that a structural schema may have. No defaults: an object that
 # leaves a field out keeps leaving it out, and gets the default of the version that reads it.
 _LEFT_OUT = {"title", "default", "accepts", "group", "flag", "description", "propertyNames", "$defs", "$ref", "anyOf"}
-_COLUMNS = (
-    ("Model", "string", ".spec.modelName"),
-    ("Served As", "string", ".spec.servedModelName"),
-    ("Status", "string", ".status.phase"),
-    ("Age", "date", ".metadata.creationTimestamp"),
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a cluster is told of one kind besides its fields. `columns` are what kubectl prints: name, type, path."""
+
+    resource: type[Resource]
+    group: str
+    version: str
+    plural: str
+    singular: str
+    short_names: tuple[str, ...]
+    scope: str
+    description: str
+    columns: tuple[tuple[str, str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the CustomResourceDefinition."""
+        return f"{self.plural}.{self.group}"
+
+
+MODELS = Definition(
+    vllm_model.VLLMModel,
+    vllm_model.GROUP,
+    vllm_model.VERSION,
+    vllm_model.PLURAL,
+    vllm_model.SINGULAR,
+    vllm_model.SHORT_NAMES,
+    "Cluster",
+    "a model that vllm-chill wakes, serves and puts to sleep.",
+    (
+        ("Model", "string", ".spec.modelName"),
+        ("Served As", "string", ".spec.servedModelName"),
+        ("Status", "string", ".status.phase"),
+        ("Age", "date", ".metadata.creationTimestamp"),
+    ),
 )
+POLICIES = Definition(
+    scaling_policy.ScalingPolicy,
+    scaling_policy.GROUP,
+    scaling_policy.VERSION,
+    scaling_policy.PLURAL,
+    scaling_policy.SINGULAR,
+    scaling_policy.SHORT_NAMES,
+    "Namespaced",
+    "how vllm-chill scales a target, from 1 to N replicas.",
+    (
+        ("Target", "string", ".spec.scaleTargetRef.name"),
+        ("Min", "integer", ".spec.minReplicas"),
+        ("Max", "integer", ".spec.maxReplicas"),
+        ("Current", "integer", ".status.currentReplicas"),
+        ("Desired", "integer", ".status.desiredReplicas"),
+        ("Active", "string", '.status.conditions[?(@.type=="Active")].status'),
+        ("Age", "date", ".metadata.creationTimestamp"),
+    ),
+)
+DEFINITIONS = (MODELS, POLICIES)
+CRD_NAME = MODELS.name
 
 
-def crd() -> Json:
-    """The object to apply. Its status is a subresource: who may write a model's spec may not claim how it is."""
-    schema = VLLMModel.model_json_schema(by_alias=True)
+def crds() -> tuple[Json, ...]:
+    """All objects to apply."""
+    return tuple(map(crd, DEFINITIONS))
+
+
+def crd(of: Definition = MODELS) -> Json:
+    """The object to apply. Its status is a subresource: who may write a spec may not claim how it does."""
+    schema = of.resource.model_json_schema(by_alias=True)
     fields = _structural(schema, schema["$defs"])["properties"]
+    kind = of.resource.KIND
     version = {
-        "name": VERSION,
+        "name": of.version,
         "served": True,
         "storage": True,
-        "additionalPrinterColumns": [{"name": name, "type": kind, "jsonPath": path} for name, kind, path in _COLUMNS],
+        "additionalPrinterColumns": [
+            {"name": name, "type": type_, "jsonPath": path} for name, type_, path in of.columns
+        ],
         "subresources": {"status": {}},
         "schema": {
             "openAPIV3Schema": {
                 "type": "object",
-                "description": f"{KIND}: a model that vllm-chill wakes, serves and puts to sleep.",
+                "description": f"{kind}: {of.description}",
                 "required": ["spec"],
                 "properties": {
                     "apiVersion": {"type": "string"},
@@ -54,16 +115,16 @@ def crd() -> Json:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": CRD_NAME},
+        "metadata": {"name": of.name},
         "spec": {
-            "group": GROUP,
-            "scope": "Cluster",
+            "group": of.group,
+            "scope": of.scope,
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": SINGULAR,
-                "shortNames": list(SHORT_NAMES),
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": of.plural,
+                "singular": of.singular,
+                "shortNames": list(of.short_names),
             },
             "versions": [version],
         },
@@ -73,10 +134,10 @@ def crd() -> Json:
 def _structural(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     """A schema of pydantic's as Kubernetes wants it: whole, without references, and with one type for each value."""
     schema = _alone(schema, shared)
-    if schema.get("x-kubernetes-int-or-string"):
-        return {name: value for name, value in schema.items() if name not in _LEFT_OUT - {"anyOf"}}
+    left_out = _LEFT_OUT - {"anyOf"} if schema.get("x-kubernetes-int-or-string") else _LEFT_OUT
     made: Json = {"description": _described(schema)} if "description" in schema else {}
-    made |= {name: value for name, value in schema.items() if name not in _LEFT_OUT}
+    # Copies, as a list that is the same one in two places becomes an alias in YAML.
+    made |= {name: deepcopy(value) for name, value in schema.items() if name not in left_out}
     if "exclusiveMinimum" in made:
         # OpenAPI 3.0 says it as JSON Schema's draft 4 did.
         made |= {"minimum": made["exclusiveMinimum"], "exclusiveMinimum": True}

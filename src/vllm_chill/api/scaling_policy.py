@@ -87,7 +87,9 @@ class ScalingPolicy(Resource):
     INVALID = InvalidPolicy
 
     spec: ScalingPolicySpec = declared(
-        ..., "at least {scaleTargetRef: {name: NAME}, maxReplicas: NUMBER}", "What it is."
+        ...,
+        "at least {scaleTargetRef: {name: NAME}, maxReplicas: NUMBER}",
+        "What is scaled, within which bounds, and by what.",
     )
     status: ScalingPolicyStatus = declared(
         ScalingPolicyStatus.model_construct(), "nothing", "How it does; vllm-chill writes it."

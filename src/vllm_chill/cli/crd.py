@@ -1,25 +1,27 @@
-"""`vllm-chill crd`: what a cluster has to know before it can have models."""
+"""`vllm-chill crd`: what a cluster has to know before it can have models and scaling policies."""
 
 from __future__ import annotations
 
 import click
 
+from vllm_chill.core.objects import Json
+
 _HEAD = "# Made from the fields of vllm_chill.api; `vllm-chill crd` prints it.\n"
 
 
-def crd_yaml() -> str:
-    """The CustomResourceDefinition of VLLMModel, as a file to apply."""
+def crd_yaml(made: Json) -> str:
+    """A CustomResourceDefinition as a file to apply."""
     import yaml
 
-    from vllm_chill.api.crd import crd
-
-    return _HEAD + str(yaml.safe_dump(crd(), sort_keys=False, allow_unicode=True, width=118))
+    return _HEAD + str(yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=118))
 
 
-@click.command(name="crd", short_help="Print the CustomResourceDefinition to apply.")
+@click.command(name="crd", short_help="Print the CustomResourceDefinitions to apply.")
 def print_crd() -> None:
-    """Print the CustomResourceDefinition that lets a cluster have models.
+    """Print the CustomResourceDefinitions that let a cluster have models and scaling policies.
 
     vllm-chill crd | kubectl apply -f -
     """
-    click.echo(crd_yaml(), nl=False)
+    from vllm_chill.api.crd import crds
+
+    click.echo("---\n".join(map(crd_yaml, crds())), nl=False)
