@@ -104,12 +104,14 @@ class Samples(_Sampled, Checked):
         None, "a time with its zone, such as 2026-01-05T09:00:00+01:00",
         "The time of day at second 0, for schedules. Not set: midnight UTC of 1 January 1970.",
     )  # fmt: skip
-    moments: Annotated[tuple[Moment, ...], Field(min_length=1, max_length=100_000)] = declared(
+    moments: tuple[Moment, ...] = declared(
         ..., "a list with a mapping for each moment, such as {at: 0, replicas: 1, held: 5}", "The moments."
     )
 
     def conflicts(self) -> Iterable[Conflict]:
         """What no field can know by itself."""
+        if not self.moments:
+            yield Conflict("moments", "there is none; give at least one, such as {at: 0, replicas: 1}", ("moments",))
         for index, (before, after) in enumerate(pairwise(self.moments), 1):
             if after.at <= before.at:
                 place = f"moments[{index}].at"

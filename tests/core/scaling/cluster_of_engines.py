@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 from tests.core.scaling.readings import LONG_AGO, QUEUE, RUNNING, WALL
@@ -30,7 +31,7 @@ class Engines:
     noise: float = 0.0
     began: list[float] = field(default_factory=lambda: [LONG_AGO])
     waiting: int = 0
-    running: int = 0
+    running: float = 0.0
 
     def ready(self, now: float) -> int:
         return sum(began + self.start_seconds <= now for began in self.began)
@@ -40,14 +41,12 @@ class Engines:
         self.began = [*self.began[:replicas], *[now] * (replicas - len(self.began))]
 
     def pass_time(self, seconds: float, arrivals_per_second: float, now: float) -> None:
-        done = self._about(self.running, 1 - math.exp(-seconds / self.service_seconds))
-        self.running -= done
         mean = arrivals_per_second * seconds
         self.waiting += max(0, round(self.random.gauss(mean, math.sqrt(mean))))
-        # Seats that fall free within the time are taken again at once.
-        seats = self.ready(now) * self.seats
-        self.running += (taken := min(self.waiting, max(0, seats - self.running)))
-        self.waiting -= taken
+        turnover = seconds / self.service_seconds
+        served = min(self.waiting, round(self.ready(now) * self.seats * turnover))
+        self.waiting -= served
+        self.running = served / turnover  # on average over the time, by Little's law
 
     def read(self, now: float) -> Readings:
         ready = self.ready(now)
@@ -63,10 +62,6 @@ class Engines:
 
     def _measured(self, value: float) -> float:
         return max(0.0, value * (1 + self.random.uniform(-self.noise, self.noise)))
-
-    def _about(self, count: int, share: float) -> int:
-        mean = count * share
-        return min(count, max(0, round(self.random.gauss(mean, math.sqrt(mean * (1 - share))))))
 
 
 def play(policy: Policy, engines: Engines, arrivals: Callable[[float], float], seconds: float) -> list[int]:
@@ -84,5 +79,5 @@ def play(policy: Policy, engines: Engines, arrivals: Callable[[float], float], s
 
 def turns(replicas: Sequence[int]) -> int:
     """How often a number that grew shrank next, or the other way round."""
-    moves = [after - before for before, after in zip(replicas, replicas[1:], strict=False) if after != before]
-    return sum((one > 0) != (other > 0) for one, other in zip(moves, moves[1:], strict=False))
+    moves = [after - before for before, after in pairwise(replicas) if after != before]
+    return sum((one > 0) != (other > 0) for one, other in pairwise(moves))
