@@ -220,6 +220,11 @@ class Settings(BaseSettings):
         None, "GPU_STATS_URL", "Models", "an http or https URL",
         "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
     )  # fmt: skip
+    override_ttl: PositiveDuration = _setting(
+        timedelta(hours=1), "OVERRIDE_TTL", "Scaling", _DURATION,
+        "How long a number of replicas that was set by hand (`vllm-chill scaling set`) holds, where it does not say; "
+        "then the policy decides again. An hour is a load test or an incident, and what is forgotten ends by itself.",
+    )  # fmt: skip
     idle_timeout: PositiveDuration = _setting(
         timedelta(minutes=5), "IDLE_TIMEOUT", "Timing", _DURATION,
         "Put the target to sleep when it has been unused for this long, from the last byte of the last response. "

@@ -160,6 +160,8 @@ class ScaleController:
         self.on_change: Callable[[], None] | None = None
         """Called when its phase, or what is seen of it, has changed; and when it is unused, if that is `awaited`."""
         self.awaited = False
+        self.on_seen: Callable[[], None] | None = None
+        """Called when its phase, or what is seen of it, has changed, before anything is written for it."""
         self.demand: Callable[[int], int] | None = None
         """How many replicas so many waiting callers are reason enough to wake."""
         self.observe_only = False
@@ -625,6 +627,8 @@ class ScaleController:
         return step(target, Recommended(asked), now, self._limits)
 
     def _tell_change(self) -> None:
+        if self.on_seen is not None:
+            self.on_seen()
         if self._still:
             _wake_all(self._still)
         if self.on_change is not None:
