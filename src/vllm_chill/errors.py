@@ -123,6 +123,30 @@ class ModelNotFound(AnswerableError):
     code = "model_not_found"
 
 
+class ReplicaNotFound(AnswerableError):
+    """There is no replica of this name, or more than one."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "replica_not_found"
+
+
+class NoPolicy(AnswerableError):
+    """Nothing says how the target is to be scaled."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "no_policy"
+
+
+class NotScaling(AnswerableError):
+    """Whoever scales the target, it is not this proxy."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "not_scaling"
+
+
 class NoCatalogue(AnswerableError):
     """What is asked for needs a catalogue of models, and this proxy has one target."""
 

@@ -31,7 +31,7 @@ def no_log() -> Iterator[None]:
 
 async def run(url: str, command: str, *arguments: str) -> str:
     """What a command prints. Raises what it ends with, where that is an error."""
-    result = await asyncio.to_thread(CliRunner().invoke, cli, [command, "--url", url, *arguments])
+    result = await asyncio.to_thread(CliRunner().invoke, cli, [*command.split(), "--url", url, *arguments])
     if result.exception is not None:
         raise result.exception
     return result.output
@@ -68,7 +68,8 @@ def test_the_table_has_a_row_for_each_with_what_there_is_to_say() -> None:
         (model("big", "waking", eta_seconds=30), target("big", "waking", replicas=1, waiting=12)),
         (model("next", "queued"), target("next", "queued", waiting=3, waits_for=["big"], cause="its turn")),
         (model("bad", "failed"), target("bad", "failed", cause="no such\nimage " + "x" * 200)),
-        (model("busy", "ready"), target("busy", "ready", replicas=2, in_flight=7)),
+        (model("busy", "ready"), target("busy", "ready", replicas=2, ready_replicas=2, in_flight=7)),
+        (model("more", "ready"), target("more", "ready", replicas=3, ready_replicas=2, in_flight=9)),
         default="deep",
     ) == [
         "MODEL  SERVED AS  STATE   REPLICAS  IN FLIGHT  WAITING",
@@ -78,6 +79,7 @@ def test_the_table_has_a_row_for_each_with_what_there_is_to_say() -> None:
         "next   org/next   queued         0          0        3  waits for big",
         "bad    org/bad    failed         0          0        0  no such image " + "x" * 65 + "…",
         "busy   org/busy   ready          2          7        0",
+        "more   org/more   ready        2/3          9        0",
         "",
         "* gets the requests that name no model",
     ]

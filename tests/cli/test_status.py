@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.status import describe, tell
 
@@ -85,6 +87,38 @@ def test_a_model_is_told_with_its_names_and_whom_it_waits_for() -> None:
         "waits for  b",
         "waiting    1",
         "in flight  0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("current", "ready", "desired", "told"),
+    [
+        (0, 0, 0, "0"),
+        (1, None, None, "1"),
+        (1, 1, 1, "1"),
+        (1, 0, 1, "0 of 1 ready"),
+        (3, 2, 3, "2 of 3 ready"),
+        (3, 2, 4, "2 of 3 ready, 4 wanted"),
+        (1, 1, 0, "1, 0 wanted"),
+        (2, 2, None, "2"),
+    ],
+)
+def test_replicas_are_told_with_those_that_are_ready_and_wanted(
+    current: int, ready: int | None, desired: int | None, told: str
+) -> None:
+    target = TargetStatus(
+        target="ai-apps/vllm",
+        phase="ready",
+        waiting=0,
+        in_flight=0,
+        replicas=current,
+        ready_replicas=ready,
+        desired_replicas=desired,
+        scaling="queue_length is 30, so 4 replicas",
+    )
+    assert describe(target).splitlines()[-2:] == [
+        f"replicas   {told}",
+        "scaling    queue_length is 30, so 4 replicas",
     ]
 
 

@@ -41,5 +41,13 @@ def test_an_error_has_the_status_that_is_told(status: str, code: str) -> None:
 def test_all_that_may_end_a_hold_is_told() -> None:
     told = set(re.findall(r"`([a-z]+_[a-z_]+)`", PAGE))
     elsewhere = {"not_found", "method_not_allowed", "expectation_failed", "internal_error"}
-    elsewhere |= {"stop_failed", "switch_failed", "no_catalogue", "no_gpu_stats"}  # of the proxy's own routes
+    elsewhere |= {
+        "stop_failed",
+        "switch_failed",
+        "no_catalogue",
+        "no_gpu_stats",
+        "no_policy",
+        "not_scaling",
+        "replica_not_found",
+    }  # of the proxy's own routes
     assert set(STATUSES) - told == elsewhere

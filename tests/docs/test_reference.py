@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from vllm_chill.api.choice import AvailableModels, RunningModels, Switched
 from vllm_chill.api.gpu import GpuStatsAnswer
 from vllm_chill.api.models import ModelState, model_card
+from vllm_chill.api.scaling_answers import Adjusted, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.core.models import Model
 from vllm_chill.core.routing import METHODS, TABLE, parse_wake_paths
@@ -70,9 +71,16 @@ def test_the_lists_of_paths_that_wake_can_be_used() -> None:
 EXAMPLES = re.findall(r"```json\n(\{\n.*?\n\})\n```", HTTP_API, re.DOTALL)
 
 
-@pytest.mark.parametrize("shape", [AvailableModels, RunningModels, Switched, GpuStatsAnswer], ids=lambda s: s.__name__)
+ANSWERS = [
+    *(AvailableModels, RunningModels, Switched, GpuStatsAnswer),
+    *(ScalingMetrics, ReplicaMetrics, PolicyAnswer, Adjusted),
+]
+
+
+@pytest.mark.parametrize("shape", ANSWERS, ids=lambda s: s.__name__)
 def test_each_answer_in_the_page_has_the_fields_that_there_are(shape: type[BaseModel]) -> None:
-    [example] = [text for text in EXAMPLES if json.loads(text).keys() == shape.model_fields.keys()]
+    names = {field.alias or name for name, field in shape.model_fields.items()}
+    [example] = [text for text in EXAMPLES if json.loads(text).keys() == names]
     answer = shape.model_validate_json(example, strict=True)
     assert answer.model_dump() == json.loads(example)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,12 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
+from vllm_chill.core.scaling.decision import Decision
+from vllm_chill.core.scaling.override import Override
+from vllm_chill.core.scaling.policy import Policy
+from vllm_chill.core.scaling.signals import ReplicaReading, Sample, Signal
 from vllm_chill.core.target import Endpoint, Limits, Phase, SleepReason, TargetRef
-from vllm_chill.errors import ChillError
+from vllm_chill.errors import BadRequest, ChillError
 from vllm_chill.ports import GpuStats
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import Budget
@@ -34,6 +38,7 @@ from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
+from vllm_chill.web.scaling_api import ScalingApi
 from vllm_chill.web.server import ProxyServer
 
 
@@ -88,6 +93,43 @@ class FakeFleet:
 
 
 @dataclass
+class FakeMeter:
+    """What is measured of one target."""
+
+    readings: dict[str, ReplicaReading] = field(default_factory=dict)
+    of_all: dict[Signal, Sample] = field(default_factory=dict)
+
+    def members(self, signals: Collection[Signal]) -> tuple[ReplicaReading, ...]:
+        return tuple(self.readings.values())
+
+    def of_target(self, signals: Collection[Signal]) -> dict[Signal, Sample]:
+        return {signal: self.of_all[signal] for signal in signals if signal in self.of_all}
+
+
+@dataclass
+class FakeScaler:
+    """web.scaling_api.Scaler with nothing behind it; as an autoscaler, it keeps what is set within its bounds."""
+
+    controller: ScaleController
+    policy: Policy | None = None
+    meter: FakeMeter = field(default_factory=FakeMeter)
+    decision: Decision | None = None
+    override: Override | None = None
+    conflict: str | None = None
+
+    def adjust(self, replicas: int, by: str, ttl_seconds: float) -> Override:
+        assert self.policy is not None
+        if not max(1, self.policy.min_replicas) <= replicas <= self.policy.max_replicas:
+            raise BadRequest(f"it has from {self.policy.min_replicas} to {self.policy.max_replicas} replicas")
+        now = self.controller.now()
+        self.override = Override(replicas, by, now, now + ttl_seconds)
+        return self.override
+
+    def release(self) -> None:
+        self.override = None
+
+
+@dataclass
 class Several:
     """What a test has in hand."""
 
@@ -98,6 +140,12 @@ class Several:
     fleet: FakeFleet
     backends: dict[str, MemoryBackend]
     hits: list[str]
+    scalers: dict[str, FakeScaler]
+
+    def scaled(self, name: str, policy: Policy | None = None, **more: Any) -> FakeScaler:
+        """Have a target scaled."""
+        self.scalers[name] = FakeScaler(self.controller(name), policy, **more)
+        return self.scalers[name]
 
     def controller(self, name: str) -> ScaleController:
         served = self.directory.find(name)
@@ -177,7 +225,7 @@ async def several(
             stack.push_async_callback(_cancelled, running)
         if read:
             directory.replace(Catalogue(entries), targets)
-        fleet = FakeFleet(directory)
+        fleet, scalers = FakeFleet(directory), dict[str, FakeScaler]()
         handler = ProxyHandler(directory, pool, metrics, options)
         routes = Routes(parse_wake_paths(wake_paths))
         admin = AdminApi(
@@ -189,13 +237,14 @@ async def several(
             routes,
             switching=fleet,
             stats=GpuStatsPage(sources),
+            scaling=ScalingApi(directory, scalers, override_ttl_seconds=600),
         )
         server = ProxyServer(admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane, routes)
         stack.push_async_callback(server.close)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         await asyncio.sleep(0)
-        yield Several(f"http://{address[0]}:{address[1]}", session, directory, metrics, fleet, backends, hits)
+        yield Several(f"http://{address[0]}:{address[1]}", session, directory, metrics, fleet, backends, hits, scalers)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -32,7 +32,10 @@ class TestAvailable:
                 "group": "gpu",
                 "state": "asleep",
                 "eta_seconds": None,
+                "replicas": 0,
+                "ready_replicas": 0,
             }
+            assert (b["replicas"], b["ready_replicas"]) == (1, 1)
             assert (b["name"], b["state"], b["maxModelLen"], b["aliases"]) == ("b", "ready", None, [])
 
     async def test_what_the_engine_said_of_its_context_is_right(self) -> None:

@@ -15,6 +15,8 @@ from schemathesis.engine import events, from_schema
 from tests.web.several import several
 from vllm_chill.core.gpu import Gpu, GpuReading
 from vllm_chill.core.routing import METHODS, TABLE, Route
+from vllm_chill.core.scaling.policy import Policy, Rule
+from vllm_chill.core.scaling.signals import Metric, Signal
 from vllm_chill.web.openapi import OPERATIONS, document
 
 
@@ -33,6 +35,8 @@ def proxy() -> Iterator[str]:
 
     async def serve() -> None:
         async with several(default="a", start=0.0, sources=[OneGpu()]) as s:
+            for name in ("a", "b"):
+                s.scaled(name, Policy("p", 0, 2**31 - 1, (Rule(Signal(Metric.QUEUE_LENGTH), 5, 5),)))
             stopped.append((asyncio.get_running_loop(), asyncio.Event()))
             urls.append(s.url)
             up.set()

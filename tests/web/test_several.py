@@ -233,6 +233,15 @@ class TestPages:
             assert status == 303
             assert not s.phase_is("a", Asleep)
 
+    async def test_several_replicas_are_told_and_how_many_are_ready(self) -> None:
+        async with several(awake=["a", "b"]) as s:
+            await s.until("b", Ready)
+            s.backends["a"].set_replicas(3)
+            s.backends["b"].set_replicas(2)
+            s.backends["b"].unready()
+            states = re.findall(r"<span class=\"state\">(.*?)</span>", (await browse(s, "/ui"))[1])
+            assert states == ["ready, 3 replicas", "waking, 0 of 2 replicas ready"]
+
     async def test_a_name_that_nobody_has_is_told_as_to_a_program(self) -> None:
         async with several() as s:
             assert (await s.get("/ui?model=c", headers=BROWSER))[1]["error"]["code"] == "model_not_found"

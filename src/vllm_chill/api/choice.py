@@ -39,6 +39,10 @@ class AvailableModel(BaseModel):
     state: PhaseName
     eta_seconds: int | None
     """In how many seconds it is likely to be ready once it is woken, or is now if it wakes."""
+    replicas: int | None = None
+    """Replicas asked for, as last seen."""
+    ready_replicas: int | None = None
+    """Those of them that are ready."""
 
 
 class AvailableModels(BaseModel):
@@ -130,7 +134,9 @@ class OperationDone(BaseModel):
 
 def available_model(entry: ModelEntry | None, target: Target, known: Models, state: ModelState) -> AvailableModel:
     """A model of the catalogue, or that of the one target where there is none."""
-    first = next(iter(known.models), None)
+    first, seen = next(iter(known.models), None), target.observed
+    replicas = None if seen is None else seen.replicas
+    ready = None if seen is None else len(seen.serving)
     if entry is None:
         root = first.card.get("root") if first is not None else None
         return AvailableModel(
@@ -143,6 +149,8 @@ def available_model(entry: ModelEntry | None, target: Target, known: Models, sta
             group=None,
             state=state.state,
             eta_seconds=state.eta,
+            replicas=replicas,
+            ready_replicas=ready,
         )
     return AvailableModel(
         name=entry.name,
@@ -154,6 +162,8 @@ def available_model(entry: ModelEntry | None, target: Target, known: Models, sta
         group=entry.group,
         state=state.state,
         eta_seconds=state.eta,
+        replicas=replicas,
+        ready_replicas=ready,
     )
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
-from vllm_chill.core.lifecycle import next_deadline
+from vllm_chill.core.lifecycle import desired_replicas, next_deadline
+from vllm_chill.core.scaling.decision import Decision
 from vllm_chill.core.starts import Starts
 from vllm_chill.core.target import Asleep, Draining, Failed, Limits, Phase, Queued, Ready, Target, Unknown, Waking
 
@@ -66,6 +67,12 @@ class TargetStatus(BaseModel):
     """For how long it has been in this phase."""
     replicas: int | None = None
     """Replicas asked for, as last seen."""
+    desired_replicas: int | None = None
+    """Replicas that are wanted now."""
+    ready_replicas: int | None = None
+    """Replicas that are ready, as last seen."""
+    scaling: str | None = None
+    """Why it is to have so many, while it is awake: the last decision of its scaling policy."""
     endpoints: list[str] = []
     """Where requests go now."""
     waiting: int
@@ -106,8 +113,11 @@ def target_status(
     starts: Starts,
     entry: ModelEntry | None = None,
     waits_for: Sequence[str] = (),
+    decision: Decision | None = None,
 ) -> TargetStatus:
-    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one."""
+    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one, and
+    `decision` the last one on its number of replicas.
+    """
     phase, seen = target.phase, target.observed
     unused = isinstance(phase, Ready) and not target.waiting and not target.in_flight
     deadline = next_deadline(target, limits) if unused else None
@@ -120,6 +130,9 @@ def target_status(
         phase=phase_name(phase),
         phase_seconds=None if isinstance(phase, Unknown) else round(now - phase.since, 3),
         replicas=seen.replicas if seen is not None else None,
+        desired_replicas=desired_replicas(target),
+        ready_replicas=len(seen.serving) if seen is not None else None,
+        scaling=decision.reason if decision is not None and isinstance(phase, Waking | Ready) else None,
         endpoints=[str(endpoint) for endpoint in seen.endpoints] if seen is not None else [],
         waiting=target.waiting,
         in_flight=target.in_flight,

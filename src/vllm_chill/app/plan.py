@@ -11,6 +11,7 @@ from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.switching import Rules, parse_gpu_budget
 from vllm_chill.core.target import Limits, TargetRef
 from vllm_chill.errors import SettingError
+from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.handler import ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -123,7 +124,18 @@ class Plan:
     @property
     def bounds(self) -> Bounds:
         """How many may wait, and how many a replica has at a time."""
-        return Bounds(self.settings.max_waiting, self.settings.max_in_flight or None)
+        settings = self.settings
+        load_factor = None if self.affinity is None else settings.hash_load_factor
+        return Bounds(settings.max_waiting, settings.max_in_flight or None, load_factor)
+
+    @property
+    def affinity(self) -> Affinity | None:
+        """Which requests should meet at one replica; None if none need to."""
+        settings = self.settings
+        by_prefix = settings.load_balancing == "prefix-hash"
+        if not by_prefix and settings.session_header is None:
+            return None
+        return Affinity(settings.session_header, settings.prefix_length if by_prefix else 0)
 
     @property
     def only(self) -> TargetPlan:

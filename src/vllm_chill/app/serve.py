@@ -21,6 +21,7 @@ from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.world import open_ground
+from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.fleet import Fleet
 from vllm_chill.core.target import Endpoint, Ready
@@ -34,6 +35,7 @@ from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
+from vllm_chill.web.scaling_api import ScalingApi
 from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
@@ -104,6 +106,7 @@ async def serve(
             )
             work = partial(models.run, partial(ground.tell_models, models))
         proxy = ProxyHandler(directory, pool, metrics, options)
+        autoscalers = Autoscalers()
         admin = AdminApi(
             directory,
             proxy.scrape,
@@ -113,6 +116,7 @@ async def serve(
             plan.routes,
             switching=fleet,
             stats=GpuStatsPage(gpu_sources(settings, directory)),
+            scaling=ScalingApi(directory, autoscalers, override_ttl_seconds=settings.override_ttl.total_seconds()),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)

@@ -13,16 +13,18 @@ from vllm_chill.app.plan import Plan, TargetPlan
 from vllm_chill.app.world import World
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.control.prober import Probing, ProbingBackend
+from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
 from vllm_chill.core.call import Call
 from vllm_chill.core.models import check_model
-from vllm_chill.core.target import Endpoint, Target
+from vllm_chill.core.readiness import health_found
+from vllm_chill.core.target import Endpoint, Stage, Target
 from vllm_chill.ports import Recorder
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.served import Served
 from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.ejections import EjectionRecord
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
@@ -132,6 +134,8 @@ class TargetMaker:
             target.bounds,
             lambda: starts.retry_after(controller.now()),
         )
+        controller.ejector.look = self._is_healthy
+        controller.ejector.recorder = EjectionRecord(target.ref, self._metrics)
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
         model = None if target.entry is None else target.entry.name
@@ -148,4 +152,8 @@ class TargetMaker:
                 if model is not None:
                     self._metrics.forget(target.ref)
 
-        return Made(Served(controller, desk, starts, knowledge, target.entry), run)
+        return Made(Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity), run)
+
+    async def _is_healthy(self, endpoint: Endpoint) -> bool:
+        answer = await self._prober.ask(endpoint, self._plan.settings.health_path, TIMEOUT_SECONDS)
+        return health_found(answer) is Stage.LISTING

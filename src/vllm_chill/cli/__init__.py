@@ -1,4 +1,5 @@
-"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | crd | demo | version`."""
+"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | decide | crd | demo | version`."""
+"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | scaling | crd | demo | version`."""
 
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ _COMMANDS = {
     "switch": "models:switch",
     "wake": "models:wake",
     "sleep": "models:sleep",
+    "decide": "decide:decide_command",
+    "scaling": "scaling:scaling",
     "crd": "crd:print_crd",
     "demo": "demo:demo",
 }

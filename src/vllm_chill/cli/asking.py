@@ -54,6 +54,10 @@ class Proxy:
         """What it answers to a POST of this JSON; `waits`: however long that takes. Raises AskFailed."""
         return self._ask("POST", path, body, shape, None if waits else _TIMEOUT_SECONDS)
 
+    def delete(self, path: str, shape: type[Shape]) -> Shape:
+        """What it answers to a DELETE. Raises AskFailed."""
+        return self._ask("DELETE", path, None, shape, _TIMEOUT_SECONDS)
+
     def _ask(
         self, method: str, path: str, body: Mapping[str, object] | None, shape: type[Shape], seconds: float | None
     ) -> Shape:

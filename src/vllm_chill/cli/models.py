@@ -11,6 +11,7 @@ from vllm_chill.api.choice import AvailableModel, AvailableModels, OperationDone
 from vllm_chill.api.status import ProxyStatus, TargetStatus
 from vllm_chill.cli.asking import Proxy, url_option
 from vllm_chill.cli.status import words_of
+from vllm_chill.cli.tables import aligned, cut
 from vllm_chill.core.cold_start import about, duration, time_left
 from vllm_chill.core.routing import Route
 
@@ -91,7 +92,7 @@ def table(available: AvailableModels, status: ProxyStatus) -> str:
     rows = [_row(model, how.get(model.name), status.default_model) for model in available.models]
     if not rows:
         return "There is no model yet."
-    lines = _aligned([_COLUMNS, *rows])
+    lines = aligned([_COLUMNS, *rows], _NUMBERS)
     if status.default_model is not None and len(rows) > 1:
         lines += ["", "* gets the requests that name no model"]
     return "\n".join(lines)
@@ -99,14 +100,20 @@ def table(available: AvailableModels, status: ProxyStatus) -> str:
 
 def _row(model: AvailableModel, target: TargetStatus | None, default: str | None) -> tuple[str, ...]:
     names = (model.servedModelName, *model.aliases, model.name)
-    numbers = (None,) * 3 if target is None else (target.replicas, target.in_flight, target.waiting)
+    numbers = (None,) * 3 if target is None else (_replicas(target), target.in_flight, target.waiting)
     return (
         f"{model.name}{' *' if default is not None and default in names else ''}",
         model.servedModelName or "-",
         model.state,
         *("-" if number is None else str(number) for number in numbers),
-        _cut(_detail(model, target)),
+        cut(_detail(model, target), _DETAIL_CHARACTERS),
     )
+
+
+def _replicas(target: TargetStatus) -> int | str | None:
+    """How many there are; those that are ready of them, where not all are."""
+    ready = target.ready_replicas
+    return target.replicas if ready in (None, target.replicas) else f"{ready}/{target.replicas}"
 
 
 def _detail(model: AvailableModel, target: TargetStatus | None) -> str:
@@ -125,17 +132,3 @@ def _detail(model: AvailableModel, target: TargetStatus | None) -> str:
         sleeps = words_of(target.sleeps_in_seconds)
         return idle if sleeps is None else f"{idle}, sleeps in {sleeps}"
     return target.cause or ""
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _DETAIL_CHARACTERS else f"{line[: _DETAIL_CHARACTERS - 1]}…"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-
-    def cell(row: tuple[str, ...], column: int) -> str:
-        return f"{row[column]:{'>' if column in _NUMBERS else '<'}{widths[column]}}"
-
-    return ["  ".join(cell(row, column) for column in range(len(_COLUMNS))).rstrip() for row in rows]

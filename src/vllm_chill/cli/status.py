@@ -61,11 +61,22 @@ def describe(target: TargetStatus) -> str:
         ("in flight", str(target.in_flight)),
         ("idle for", words_of(target.idle_seconds)),
         ("sleeps in", words_of(target.sleeps_in_seconds)),
-        ("replicas", None if target.replicas is None else str(target.replicas)),
+        ("replicas", replicas_of(target.replicas, target.ready_replicas, target.desired_replicas)),
+        ("scaling", target.scaling),
         ("endpoints", ", ".join(target.endpoints) or None),
         ("last start", None if target.last_start is None else _last_start(target.last_start, target.cause)),
     ]
     return "\n".join(f"{name:<10} {value}" for name, value in rows if value is not None)
+
+
+def replicas_of(current: int | None, ready: int | None, desired: int | None) -> str | None:
+    """How many replicas there are, with how many are ready and wanted where that is another number; None if it is not
+    known.
+    """
+    if current is None:
+        return None
+    there = str(current) if ready in (None, current) else f"{ready} of {current} ready"
+    return there if desired in (None, current) else f"{there}, {desired} wanted"
 
 
 def _start(start: StartStatus) -> str:

@@ -40,6 +40,11 @@ class Route(enum.Enum):
     PROXY_AVAILABLE = "/proxy/models/available"
     PROXY_RUNNING = "/proxy/models/running"
     PROXY_SWITCH = "/proxy/models/switch"
+    PROXY_SCALING_METRICS = "/proxy/scaling/metrics"
+    PROXY_SCALING_POD = "/proxy/scaling/metrics/{pod}"
+    PROXY_SCALING_REPLICAS = "/proxy/scaling/replicas"
+    PROXY_SCALING_POLICIES = "/proxy/scaling/policy"
+    PROXY_SCALING_POLICY = "/proxy/scaling/policy/{model}"
     PROXY_STATS = "/proxy/stats"
     PROXY_OPENAPI = "/proxy/openapi.json"
     PROXY_OTHER = "/proxy/*"
@@ -48,6 +53,7 @@ class Route(enum.Enum):
 
 _READ = frozenset({"GET", "HEAD"})
 _POST = frozenset({"POST"})
+_SET = frozenset({"POST", "DELETE"})
 _USES = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _ANY: frozenset[str] = frozenset()
 
@@ -85,6 +91,15 @@ TABLE: dict[Route, Entry] = {
     Route.PROXY_AVAILABLE: _own(_READ, "/proxy/models/available", "every model that it serves, and how it is"),
     Route.PROXY_RUNNING: _own(_READ, "/proxy/models/running", "the models that have their GPUs now"),
     Route.PROXY_SWITCH: _own(_POST, "/proxy/models/switch", "200; it wakes the model only if it is asked to"),
+    Route.PROXY_SCALING_METRICS: _own(_READ, "/proxy/scaling/metrics", "what is measured of every replica"),
+    Route.PROXY_SCALING_POD: _own(_READ, "/proxy/scaling/metrics/{pod}", "what is measured of one replica, or 404"),
+    Route.PROXY_SCALING_REPLICAS: _own(
+        _SET, "/proxy/scaling/replicas", "200; it has so many replicas for a while once it is awake, or no longer"
+    ),
+    Route.PROXY_SCALING_POLICIES: _own(_READ, "/proxy/scaling/policy", "every scaling policy, and what it has decided"),
+    Route.PROXY_SCALING_POLICY: _own(
+        _READ, "/proxy/scaling/policy/{model}", "a model's scaling policy, and what it has decided, or 404"
+    ),
     Route.PROXY_STATS: _own(_READ, "/proxy/stats", "statistics of the GPUs, or 503 and how to have them"),
     Route.PROXY_OPENAPI: _own(_READ, "/proxy/openapi.json", "what these routes take and answer, as OpenAPI"),
     Route.PROXY_OTHER: _own(_ANY, "/proxy/*", "404 with the paths that there are, or 405"),
@@ -110,7 +125,8 @@ METHODS: dict[Route, frozenset[str]] = {
 }
 """What each route with a path of its own takes."""
 
-_LOCAL = {route.value: route for route in METHODS if not route.value.endswith("*")}
+_LOCAL = {route.value: route for route in METHODS if not route.value.endswith(("*", "}"))}
+_NAMED = {route.value.partition("{")[0]: route for route in METHODS if route.value.endswith("}")}
 _MODEL = "/v1/models/"
 
 DEFAULT_WAKE_PATHS = (
@@ -182,7 +198,7 @@ class Routes:
         whatever the method, so that a mistyped one never reaches the target.
         """
         if path.startswith("/proxy/") or path == "/proxy":
-            return _LOCAL.get(path, Route.PROXY_OTHER)
+            return _LOCAL.get(path) or _named(path)
         local = _LOCAL.get(path)
         if local is not None and method in METHODS[local]:
             return local
@@ -202,6 +218,14 @@ class Routes:
         route = self.route_of(method, path)
         checked = _CHECKED.get(route)
         return checked if checked is not None and is_health_checker(user_agent) else route
+
+
+def _named(path: str) -> Route:
+    """The proxy's own route whose path ends with a name, which may have slashes in it, as a model's has."""
+    for prefix, route in _NAMED.items():
+        if path.startswith(prefix) and path != prefix:
+            return route
+    return Route.PROXY_OTHER
 
 
 _CHECKED = {

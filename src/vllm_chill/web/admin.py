@@ -17,6 +17,7 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
+from vllm_chill.web.scaling_api import ScalingApi
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
 from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
@@ -26,7 +27,7 @@ _EXAMPLE = '{"model_id": "NAME"}, or none'
 
 class AdminApi:
     """Every route but the one that wakes. `draining` tells whether the proxy is shutting down. `page` is what browsers
-    are shown. `switching` is None where there is no catalogue.
+    are shown. `switching` is None where there is no catalogue, `scaling` where nothing scales from 1 on.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class AdminApi:
         *,
         switching: Switching | None = None,
         stats: GpuStatsPage | None = None,
+        scaling: ScalingApi | None = None,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
@@ -49,6 +51,7 @@ class AdminApi:
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
         models = ModelsApi(directory, switching)
+        self._scaling = scaling or ScalingApi(directory, {})
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
@@ -62,6 +65,11 @@ class AdminApi:
             Route.PROXY_AVAILABLE: models.available,
             Route.PROXY_RUNNING: models.running,
             Route.PROXY_SWITCH: models.switch,
+            Route.PROXY_SCALING_METRICS: self._scaling.metrics,
+            Route.PROXY_SCALING_POD: self._scaling.pod_metrics,
+            Route.PROXY_SCALING_REPLICAS: self._scaling.replicas,
+            Route.PROXY_SCALING_POLICIES: self._scaling.policies,
+            Route.PROXY_SCALING_POLICY: self._scaling.policy,
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
             Route.PROXY_OPENAPI: self._describe,
         }
@@ -165,4 +173,4 @@ class AdminApi:
 
     def _status_of(self, served: Served) -> TargetStatus:
         waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)
-        return status_of(served, waits_for)
+        return status_of(served, waits_for, self._scaling.decision_of(served))

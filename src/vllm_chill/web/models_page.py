@@ -54,7 +54,16 @@ class ModelsPage:
         return _ROW.format(
             name=html.escape(served.name),
             served=html.escape(name),
-            state=f"{state.state}{left}",
+            state=f"{state.state}{left}{_several(served)}",
             start=html.escape(_START + quote(name, safe="")),
             hidden="" if state.state in ("asleep", "failed") else " hidden",
         )
+
+
+def _several(served: Served) -> str:
+    """How many replicas it has, where there are several; the page's script has the same words."""
+    seen = served.controller.target.observed
+    if seen is None or seen.replicas < 2:
+        return ""
+    ready = len(seen.serving)
+    return f", {seen.replicas} replicas" if ready == seen.replicas else f", {ready} of {seen.replicas} replicas ready"

@@ -22,6 +22,7 @@ from vllm_chill.api.choice import (
     Switched,
 )
 from vllm_chill.api.gpu import GpuStatsAnswer
+from vllm_chill.api.scaling_answers import AdjustAsked, Adjusted, Policies, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.api.status import ProxyStatus
 from vllm_chill.api.version import Build
 from vllm_chill.core.routing import TABLE, Route
@@ -53,15 +54,17 @@ _NAME = {"type": "string", "minLength": 1, "maxLength": 1024}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the query."""
+    """A parameter of the query, or the name with which a path ends."""
 
     name: str
     description: str
     schema: Mapping[str, object]
+    of_path: bool = False
 
     def describe(self) -> dict[str, object]:
         """As the document has it."""
-        return {"name": self.name, "in": "query", "description": self.description, "schema": dict(self.schema)}
+        where: dict[str, object] = {"in": "path", "required": True} if self.of_path else {"in": "query"}
+        return {"name": self.name, **where, "description": self.description, "schema": dict(self.schema)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,47 @@ OPERATIONS: dict[Route, Operation] = {
         needs_body=True,
         parameters=(Parameter("wait", "Whether to answer once the switch is done; at once by default.", _WAIT),),
     ),
+    Route.PROXY_SCALING_METRICS: Operation(
+        "What is measured of every replica of every target", {200: ScalingMetrics}, _UNREAD
+    ),
+    Route.PROXY_SCALING_POD: Operation(
+        "What is measured of one replica",
+        {200: ReplicaMetrics},
+        {
+            400: "Several targets have a replica of this name; the message names them.",
+            404: "No such replica, or no such target; the message names those there are.",
+        }
+        | _UNREAD,
+        parameters=(
+            Parameter("pod", "The name of its pod.", _NAME, of_path=True),
+            Parameter("target", "The name of its target, where several have one of this name.", _NAME),
+        ),
+    ),
+    Route.PROXY_SCALING_REPLICAS: Operation(
+        "Set the number of a target's replicas by hand, for a while",
+        {200: Adjusted},
+        {
+            400: "The body is not understood, or the number is outside of the bounds, which the message says.",
+            404: "No such model; the message names those there are.",
+            409: "This proxy does not choose the number: somebody else scales it, or it only recommends.",
+        }
+        | _UNREAD,
+        body=AdjustAsked,
+        needs_body=True,
+    ),
+    Route.PROXY_SCALING_POLICIES: Operation(
+        "The scaling policies in force, and what they have decided", {200: Policies}, _UNREAD
+    ),
+    Route.PROXY_SCALING_POLICY: Operation(
+        "A model's scaling policy, and what it has decided",
+        {200: PolicyAnswer},
+        {
+            400: "Several targets have this name; the message names them.",
+            404: "No such model, or it has no scaling policy; the message says what to do.",
+        }
+        | _UNREAD,
+        parameters=(Parameter("model", "Any name of a model, or its target's.", _NAME, of_path=True),),
+    ),
     Route.PROXY_STATS: Operation(
         "Statistics of the GPUs, a second old at the most",
         {200: GpuStatsAnswer},
@@ -133,12 +177,22 @@ OPERATIONS: dict[Route, Operation] = {
 }
 """Every route with a path of its own that is the proxy's own whether the target sleeps or not."""
 
+_BESIDES: dict[tuple[Route, str], Operation] = {
+    (Route.PROXY_SCALING_REPLICAS, "DELETE"): Operation(
+        "Have the scaling policy decide again on the number of replicas",
+        {200: Adjusted},
+        _NOT_WHICH | _UNREAD,
+        parameters=(Parameter("model", "Any name of a model, or its target's.", _NAME),),
+    ),
+}
+"""What a method does that does something else than the others of its route."""
+
 
 @cache
 def document(version: str) -> dict[str, Any]:
     """The whole document. It is always the same one: not to be changed."""
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = []
-    for operation in OPERATIONS.values():
+    for operation in (*OPERATIONS.values(), *_BESIDES.values()):
         if operation.body is not None:
             modes.append((operation.body, "validation"))
         modes += [(answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)]
@@ -153,7 +207,8 @@ def document(version: str) -> dict[str, Any]:
         },
         "paths": {
             TABLE[route].path: {
-                method.lower(): _described(route, operation, method) for method in sorted(TABLE[route].methods)
+                method.lower(): _described(route, _BESIDES.get((route, method), operation), method)
+                for method in sorted(TABLE[route].methods)
             }
             for route, operation in OPERATIONS.items()
         },

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vllm_chill.api.models import ModelState
 from vllm_chill.api.status import TargetStatus, phase_name, target_status
+from vllm_chill.core.scaling.decision import Decision
 from vllm_chill.core.target import Ready
 from vllm_chill.errors import AnswerableError, BadRequest
 from vllm_chill.proxy.served import Directory, Served
@@ -19,8 +20,9 @@ def unnamed(directory: Directory) -> Served | None:
         return None
 
 
-def chosen(directory: Directory, name: str | None) -> Served:
-    """The target of an operation on the model of this name, or on that of requests that name none.
+def chosen(directory: Directory, name: str | None, field: str = "model_id") -> Served:
+    """The target of an operation on the model of this name, or on that of requests that name none. `field` is what the
+    name is told in.
 
     Raises BadRequest where one has to be named, ModelNotFound, and CatalogueUnknown.
     """
@@ -31,7 +33,7 @@ def chosen(directory: Directory, name: str | None) -> Served:
     if name is not None:
         raise directory.not_found(name)
     directory.refuse_early()
-    raise BadRequest(f"this proxy serves several models; say which one in model_id: {directory.catalogue.names}")
+    raise BadRequest(f"this proxy serves several models; say which one in {field}: {directory.catalogue.names}")
 
 
 def name_of(directory: Directory, served: Served) -> str:
@@ -53,9 +55,9 @@ def state_of(served: Served) -> ModelState:
     return ModelState(phase_name(phase), None if isinstance(phase, Ready) else eta)
 
 
-def status_of(served: Served, waits_for: Sequence[str] = ()) -> TargetStatus:
-    """How it is, in full."""
+def status_of(served: Served, waits_for: Sequence[str] = (), decision: Decision | None = None) -> TargetStatus:
+    """How it is, in full. `decision` is the last one on its number of replicas."""
     controller = served.controller
     target = controller.target
     starts = served.starts.settle(target)
-    return target_status(target, controller.now(), controller.limits, starts, served.entry, waits_for)
+    return target_status(target, controller.now(), controller.limits, starts, served.entry, waits_for, decision)

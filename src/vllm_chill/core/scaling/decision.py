@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from vllm_chill.core.scaling.policy import Rule
 
+_RECOMMEND = "recommend"
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -60,3 +62,16 @@ class Decision:
     limited: Limited = Limited.NOT
     measured: bool = True
     fallen_back: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why so many, in one line: the rule that asks for the most, and what was made of that last. What a person or
+        a pause says stands alone.
+        """
+        after = [step.reason for step in self.trail if step.stage != _RECOMMEND][-1:]
+        if after and self.limited is Limited.NOT:
+            rule = []
+        else:
+            asks = (step for step in self.trail if step.stage == _RECOMMEND and step.replicas == self.recommended)
+            rule = [step.reason for step in asks][:1]
+        return " ".join("; ".join([*rule, *after]).split())

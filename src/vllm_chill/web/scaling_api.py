@@ -1,0 +1,352 @@
+"""How many replicas the targets have, why, and a number that is set by hand: /proxy/scaling/*.
+
+The rule: nothing here writes or wakes. A number that is set is handed to the target's autoscaler, which keeps it within
+its bounds; a target that sleeps has it once a request wakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from vllm_chill.api.scaling_answers import (
+    SHOWN,
+    AdjustAsked,
+    Adjusted,
+    Moment,
+    Policies,
+    PolicyAnswer,
+    ReplicaMetrics,
+    ScalingMetrics,
+    TargetMetrics,
+    count_of,
+    latency_of,
+    override_answer,
+    policy_answer,
+    replica_metrics,
+)
+from vllm_chill.api.spec_types import seconds
+from vllm_chill.api.status import phase_name
+from vllm_chill.core.cold_start import duration
+from vllm_chill.core.routing import Route
+from vllm_chill.core.scaling import words
+from vllm_chill.core.scaling.decision import Decision
+from vllm_chill.core.scaling.figures import measured_replicas
+from vllm_chill.core.scaling.override import Override
+from vllm_chill.core.scaling.policy import Policy
+from vllm_chill.core.scaling.signals import ReplicaReading, Sample, Signal
+from vllm_chill.core.target import Ready, Replica, Target, Waking
+from vllm_chill.errors import BadRequest, NoPolicy, NotScaling, ReplicaNotFound
+from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.web import asked
+from vllm_chill.web.targets import chosen, name_of
+
+OVERRIDE_TTL_SECONDS = 3600.0
+_EXAMPLE = '{"model": "NAME", "targetReplicas": 2, "ttl": "1h"}'
+_SHOWN_PODS = 20
+_LONGEST_NAME = 100
+_USER = "X-Forwarded-User"
+
+
+class Controlled(Protocol):
+    """A target as its controller has it."""
+
+    @property
+    def target(self) -> Target: ...
+    def now(self) -> float: ...
+
+
+class Measures(Protocol):
+    """What is measured of one target (control.meter.Meter)."""
+
+    def members(self, signals: Collection[Signal]) -> Sequence[ReplicaReading]: ...
+    def of_target(self, signals: Collection[Signal]) -> Mapping[Signal, Sample]: ...
+
+
+class Scaler(Protocol):
+    """Whoever decides how many replicas one target has (control.autoscaler.Autoscaler)."""
+
+    @property
+    def controller(self) -> Controlled: ...
+    @property
+    def meter(self) -> Measures: ...
+    @property
+    def policy(self) -> Policy | None: ...
+    @property
+    def decision(self) -> Decision | None: ...
+    @property
+    def override(self) -> Override | None: ...
+    @property
+    def conflict(self) -> str | None: ...
+
+    def adjust(self, replicas: int, by: str, ttl_seconds: float) -> Override:
+        """Have so many replicas for so long. Raises BadRequest for a number outside of the bounds."""
+
+    def release(self) -> None:
+        """End what was set by hand."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaled:
+    """One target. `scaler` is None where nothing measures and scales it, `served` where no request goes to it through
+    this proxy; `model` is what requests call it.
+    """
+
+    name: str
+    controller: Controlled
+    scaler: Scaler | None
+    served: Served | None = None
+    model: str | None = None
+
+    @property
+    def members(self) -> tuple[Replica, ...]:
+        """Its replicas, one by one, as they are measured."""
+        return measured_replicas(self.controller.target)
+
+
+class ScalingApi:
+    """The scaling of one proxy's targets; `scalers` are by the name of their target."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        scalers: Mapping[str, Scaler],
+        *,
+        override_ttl_seconds: float = OVERRIDE_TTL_SECONDS,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._directory = directory
+        self._scalers = scalers
+        self._ttl_seconds = override_ttl_seconds
+        self._wall = wall
+
+    def decision_of(self, served: Served) -> Decision | None:
+        """The last decision on a target."""
+        scaler = self._scalers.get(served.name)
+        return None if scaler is None else scaler.decision
+
+    async def metrics(self, _: web.BaseRequest) -> web.Response:
+        """Every replica of every target, with what is measured of it."""
+        self._directory.require_read()
+        answer = ScalingMetrics(
+            timestamp=self._wall().isoformat(timespec="milliseconds"),
+            targets=[self._measured(one) for one in self._all()],
+        )
+        return web.json_response(answer.model_dump())
+
+    async def pod_metrics(self, request: web.BaseRequest) -> web.Response:
+        """One replica. Raises ReplicaNotFound with those there are, and BadRequest where several have the name."""
+        self._directory.require_read()
+        pod, target = _last_part(request, Route.PROXY_SCALING_POD), request.query.get("target")
+        among = tuple(self._all()) if target is None else (self._meant(target),)
+        found = [one for one in among if any(replica.name == pod for replica in one.members)]
+        if not found:
+            raise _no_replica(pod, among)
+        if len(found) > 1:
+            which = " or ".join(f"?target={one.name}" for one in found)
+            raise BadRequest(f'{len(found)} targets have a replica "{pod}"; say which one is meant: {which}')
+        [metrics] = (one for one in self._replicas(found[0]) if one.pod == pod)
+        return web.json_response(metrics.model_dump())
+
+    async def replicas(self, request: web.BaseRequest) -> web.Response:
+        """Set the number of replicas for a while, or with DELETE have the policy decide again."""
+        if request.method == "DELETE":
+            return self._release(self._meant(request.query.get("model")))
+        wish = await asked.body(request, AdjustAsked, _EXAMPLE)
+        if wish is None:
+            raise BadRequest(f"the body is empty; send JSON such as {_EXAMPLE}")
+        scaled = self._meant(wish.model)
+        scaler = self._require_scaling(scaled)
+        ttl_seconds = self._ttl_seconds if wish.ttl is None else seconds(wish.ttl)
+        override = scaler.adjust(wish.target_replicas, _who(request, wish.by), ttl_seconds)
+        return self._adjusted(scaled, override)
+
+    async def policies(self, _: web.BaseRequest) -> web.Response:
+        """Every policy in force."""
+        self._directory.require_read()
+        answers = [(one, self._policy(one)) for one in self._all()]
+        answer = Policies(
+            policies=[answer for _, answer in answers if answer is not None],
+            without_policy=[one.name for one, answer in answers if answer is None],
+        )
+        return web.json_response(answer.model_dump())
+
+    async def policy(self, request: web.BaseRequest) -> web.Response:
+        """The policy of one target. Raises NoPolicy."""
+        scaled = self._meant(_last_part(request, Route.PROXY_SCALING_POLICY))
+        answer = self._policy(scaled)
+        if answer is None:
+            raise NoPolicy(f"{scaled.name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
+        return web.json_response(answer.model_dump())
+
+    # Which target is meant.
+
+    def _all(self) -> Iterator[Scaled]:
+        served = {one.name: one for one in self._directory}
+        for one in served.values():
+            yield self._of(one)
+        for name, scaler in self._scalers.items():
+            if name not in served:
+                yield Scaled(name, scaler.controller, scaler)
+
+    def _of(self, served: Served) -> Scaled:
+        model = None if served.entry is None else name_of(self._directory, served)
+        return Scaled(served.name, served.controller, self._scalers.get(served.name), served, model)
+
+    def _meant(self, name: str | None) -> Scaled:
+        """The target of a model's name, or of its own: as it is told here, as NAMESPACE/NAME, or NAME alone."""
+        served = None
+        if name is not None and self._directory.only is None:
+            served = self._directory.find(name)
+        if name is not None and served is None:
+            everything = tuple(self._all())
+            for names in (_full_names, _last_names):
+                found = [one for one in everything if name in names(one)]
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    which = ", ".join(str(one.controller.target.ref) for one in found)
+                    raise BadRequest(f'{len(found)} targets are called "{name}"; say which one is meant: {which}')
+        return self._of(served or chosen(self._directory, name, field="model"))
+
+    # What is told.
+
+    def _moment(self, scaled: Scaled) -> Moment:
+        return Moment(scaled.controller.now(), self._wall())
+
+    def _measured(self, scaled: Scaled) -> TargetMetrics:
+        target, moment = scaled.controller.target, self._moment(scaled)
+        samples = {} if scaled.scaler is None else scaled.scaler.meter.of_target(SHOWN)
+        return TargetMetrics(
+            target=scaled.name,
+            model=scaled.model,
+            phase=phase_name(target.phase),
+            replicas=count_of(target),
+            held_requests=target.waiting,
+            latency=latency_of(samples, moment),
+            pods=list(self._replicas(scaled)),
+        )
+
+    def _replicas(self, scaled: Scaled) -> Iterator[ReplicaMetrics]:
+        moment = self._moment(scaled)
+        read = () if scaled.scaler is None else scaled.scaler.meter.members(SHOWN)
+        readings = {reading.name: reading for reading in read}
+        served = None if scaled.served is None else scaled.served.controller
+        for replica in scaled.members:
+            yield replica_metrics(
+                replica,
+                readings.get(replica.name),
+                moment,
+                target=scaled.name,
+                model=scaled.model,
+                leaving=served is not None and replica.name in served.leaving,
+                in_flight=served.outstanding(replica.endpoint) if served and replica.endpoint else None,
+            )
+
+    def _policy(self, scaled: Scaled) -> PolicyAnswer | None:
+        scaler = scaled.scaler
+        if scaler is None or scaler.policy is None:
+            return None
+        return policy_answer(
+            scaler.policy,
+            scaler.decision,
+            self._moment(scaled),
+            target=scaled.name,
+            model=scaled.model,
+            source=scaler.policy.name,
+            replicas=count_of(scaled.controller.target),
+            override=scaler.override,
+            conflict=scaler.conflict,
+            conditions=(),
+        )
+
+    # What is set by hand.
+
+    def _require_scaling(self, scaled: Scaled) -> Scaler:
+        scaler, name = scaled.scaler, scaled.name
+        if scaler is None or scaler.policy is None:
+            raise BadRequest(f"{name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
+        if scaled.served is not None and scaled.served.controller.observe_only:
+            raise NotScaling(
+                "this proxy recommends numbers of replicas and writes none (--mode recommend); set the replicas of "
+                f"{name} where they are written."
+            )
+        if scaler.conflict is not None:
+            raise NotScaling(f"{name} is left to others, as {scaler.conflict}; set its replicas there, or end that.")
+        return scaler
+
+    def _adjusted(self, scaled: Scaled, override: Override) -> web.Response:
+        phase, moment = scaled.controller.target.phase, self._moment(scaled)
+        many = words.replicas(override.replicas)
+        until = f"for {duration(override.until - moment.now)}, until {moment.text(override.until)}"
+        if isinstance(phase, Waking | Ready):
+            message = f"{scaled.name} is to have {many} {until}."
+        else:
+            message = f"{scaled.name} is {phase_name(phase)}; while it is awake it is to have {many} {until}."
+        return self._told(scaled, override, message)
+
+    def _release(self, scaled: Scaled) -> web.Response:
+        scaler = scaled.scaler
+        if scaler is None or scaler.override is None:
+            return self._told(scaled, None, f"Nobody has set the replicas of {scaled.name}.")
+        scaler.release()
+        return self._told(scaled, None, f"The scaling policy of {scaled.name} decides again.")
+
+    def _told(self, scaled: Scaled, override: Override | None, message: str) -> web.Response:
+        count = count_of(scaled.controller.target)
+        if override is not None:
+            count = count.model_copy(update={"desired": override.replicas})
+        answer = Adjusted(
+            message=message,
+            target=scaled.name,
+            model=scaled.model,
+            replicas=count,
+            override=override_answer(override, self._moment(scaled)),
+        )
+        return web.json_response(answer.model_dump())
+
+
+_HOW = (
+    "in Kubernetes, apply a vLLMScalingPolicy whose scaleTargetRef names it, annotate it with vllm-chill.io/autoscale "
+    "and vllm-chill.io/max-replicas, or give its model a maxReplicas above 1."
+)
+
+
+def _full_names(scaled: Scaled) -> tuple[str, ...]:
+    return (scaled.name, str(scaled.controller.target.ref))
+
+
+def _last_names(scaled: Scaled) -> tuple[str, ...]:
+    return (scaled.controller.target.ref.name,)
+
+
+def _last_part(request: web.BaseRequest, route: Route) -> str:
+    """The name with which the path of such a route ends."""
+    prefix = route.value.partition("{")[0]
+    return unquote(request.raw_path.partition("?")[0].removeprefix(prefix))
+
+
+def _no_replica(pod: str, among: Sequence[Scaled]) -> ReplicaNotFound:
+    names = [replica.name for one in among for replica in one.members]
+    if not names:
+        asleep = f"{among[0].name} has none" if len(among) == 1 else "nothing is awake"
+        return ReplicaNotFound(f'there is no replica "{pod}", as {asleep}.')
+    more = len(names) - _SHOWN_PODS
+    there = ", ".join(names[:_SHOWN_PODS]) + (f" and {more} more" if more > 0 else "")
+    return ReplicaNotFound(f'there is no replica "{pod}"; there are {there}')
+
+
+def _who(request: web.BaseRequest, by: str | None) -> str:
+    """Who asks, for people: the name that stands with the request, and the address that it came from."""
+    name = _printable(request.headers.get(_USER, "")) or _printable(by or "")
+    peer = request.remote or "an unknown address"
+    return f"{name} ({peer})" if name else peer
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST_NAME]
