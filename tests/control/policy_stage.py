@@ -14,11 +14,12 @@ from tests.control.scaling_stage import Clock, Load, Nobody
 from vllm_chill.adapters.memory_objects import MemoryObjects, Said
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.control.policies import OwnTarget, Policies, autoscalers_of, policies_of
+from vllm_chill.control.policies import OwnTarget, Policies, autoscalers_of
+from vllm_chill.control.policy_sources import objects_of, policies_of
 from vllm_chill.control.reconciler import Rhythm
 from vllm_chill.core.objects import Json
 from vllm_chill.core.scaling.policy import Policy
-from vllm_chill.core.target import Limits, Resource, TargetRef
+from vllm_chill.core.target import STATEFUL_SETS, Limits, Resource, TargetRef
 from vllm_chill.errors import BackendRefused
 
 POLICIES = policies_of(NAMESPACE)
@@ -179,7 +180,8 @@ async def staged(
     Deployments; `own` what their models say of their replicas.
     """
     store = store or MemoryObjects()
-    collections = {c.kind: c for c in (POLICIES, DEPLOYMENTS, HPAS, SCALED_OBJECTS)}
+    stateful_sets = objects_of(STATEFUL_SETS, NAMESPACE)
+    collections = {c.kind: c for c in (POLICIES, DEPLOYMENTS, stateful_sets, HPAS, SCALED_OBJECTS)}
     for item in items:
         store.create(collections[item["kind"]], item)
     targets, scalers, kinds = Targets(store, own=dict(own or {})), Autoscalers(), Kinds()

@@ -14,7 +14,7 @@ from vllm_chill.adapters.memory_objects import MemoryObjects
 from vllm_chill.control.autoscaler import Autoscaler
 from vllm_chill.control.policy_reports import OVERRIDE
 from vllm_chill.core.scaling.policy import Policy
-from vllm_chill.core.target import Resource, TargetRef
+from vllm_chill.core.target import STATEFUL_SETS, Resource, TargetRef
 from vllm_chill.errors import BackendRefused, BadRequest
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -164,6 +164,12 @@ async def test_annotations_of_a_deployment_are_a_policy() -> None:
         assert len(stage.scalers) == 0
 
 
+async def test_annotations_of_a_stateful_set_are_a_policy_too() -> None:
+    item = {**deployment(annotations=_ANNOTATED), "kind": "StatefulSet"}
+    async with staged(item) as stage:
+        assert stage.targets.made == [TargetRef(NAMESPACE, "vllm", STATEFUL_SETS)]
+
+
 async def test_an_object_beats_annotations_and_those_beat_the_model() -> None:
     async with staged(
         deployment(annotations=_ANNOTATED), policy_object(), served={"qwen": "vllm"}, own={"qwen": _OWN}
@@ -241,6 +247,13 @@ async def test_kinds_that_the_server_does_not_know_are_in_nobodys_way() -> None:
         stage.store.find(POLICIES)
         await asyncio.sleep(2)
         assert stage.replicas() == 3
+
+
+async def test_a_target_that_is_served_needs_no_right_to_see_all_deployments() -> None:
+    store = MemoryObjects()
+    store.lose(DEPLOYMENTS, "it may not list them")
+    async with staged(policy_object(), store=store, served={"one": "vllm"}) as stage:
+        assert stage.scaler("one").policy is not None
 
 
 async def test_policies_that_cannot_be_seen_for_a_while_stay_in_force() -> None:

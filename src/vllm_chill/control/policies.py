@@ -8,43 +8,29 @@ leaves its target to what its model or the settings say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from vllm_chill.api.scaling_policy import (
-    API_VERSION,
-    KIND,
-    PLURAL,
-    parse_policy,
-    policy_of,
-    policy_of_annotations,
-)
 from vllm_chill.api.scaling_spec import ScaleTarget
 from vllm_chill.api.vllm_model import KIND as MODEL_KIND
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers, Controlled, Measures
 from vllm_chill.control.policy_reports import PolicyReports, Reported
+from vllm_chill.control.policy_sources import ANNOTATED, Sources, objects_of, policies_of
 from vllm_chill.control.reconciler import Reconciler, Rhythm
-from vllm_chill.core.objects import Collection, Json, annotations_of, digest, meant, metadata
+from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.scaling.claims import Claim, Rank, settle
 from vllm_chill.core.scaling.policy import Policy
-from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Resource, TargetRef
+from vllm_chill.core.target import Resource, TargetRef
 from vllm_chill.core.writers import scales
-from vllm_chill.errors import BackendError, BackendRefused, InvalidPolicy
+from vllm_chill.errors import BackendError, BackendRefused
 from vllm_chill.ports import Kinds, ObjectStore
 
 _KIND_AGAIN_SECONDS = 60.0
-
-
-def policies_of(namespace: str) -> Collection:
-    """The collection of the policies in a namespace."""
-    return Collection(API_VERSION, KIND, PLURAL, namespace, absent="install it: vllm-chill crd | kubectl apply -f -")
 
 
 def autoscalers_of(namespace: str) -> tuple[Collection, ...]:
@@ -81,31 +67,6 @@ class OwnTarget(NamedTuple):
     run: Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(slots=True)
-class _Source:
-    """An object, or a Deployment's annotations, that asks for a target to be scaled; `good` is the last version that
-    could be used.
-    """
-
-    item: Json
-    rank: Rank
-    good: tuple[Policy, ScaleTarget] | None = None
-    problems: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return str(metadata(self.item)["name"])
-
-    @property
-    def key(self) -> str:
-        return f"{self.rank.name.lower()}/{self.name}"
-
-    @property
-    def said(self) -> str:
-        where = f"{metadata(self.item).get('namespace')}/{self.name}"
-        return f"{KIND} {where}" if self.rank is Rank.OBJECT else f"the annotations of Deployment {where}"
-
-
 class Policies:
     """The policies of a namespace, and the autoscalers that they have. `run` must be running.
 
@@ -132,16 +93,16 @@ class Policies:
         self._wall = wall
         self._log = structlog.get_logger("vllm_chill.scaling")
         self._policies = policies_of(namespace)
-        self._deployments = Collection(DEPLOYMENTS.api_version, DEPLOYMENTS.kind, DEPLOYMENTS.plural, namespace)
+        self._workloads = {resource: objects_of(resource, namespace) for resource in ANNOTATED}
         self._others = autoscalers_of(namespace)
         self._seen: dict[Collection, Mapping[str, Json]] = {}
-        self._complaints: dict[Collection, str] = {}
-        self._sources: dict[str, _Source] = {}
+        self._lost: dict[Collection, str] = {}
+        self._reports = PolicyReports(store, self._policies, rhythm=rhythm, wall=wall)
+        self._sources = Sources(self._reports.forget)
         self._resources: dict[tuple[str, str], Resource | str] = {
-            (kind.api_version, kind.kind): kind for kind in (DEPLOYMENTS, STATEFUL_SETS)
+            (resource.api_version, resource.kind): resource for resource in ANNOTATED
         }
         self._looks = Reconciler(self._look_for_kind, rhythm=rhythm)
-        self._reports = PolicyReports(store, self._policies, self._deployments, rhythm=rhythm, wall=wall)
         self._own: dict[TargetRef, tuple[Autoscaler, asyncio.Task[None]]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._planning = False
@@ -153,10 +114,14 @@ class Policies:
             async with asyncio.TaskGroup() as self._group:
                 self._group.create_task(self._reports.run())
                 self._group.create_task(self._looks.run())
-                for collection in (self._policies, self._deployments, *self._others):
+                for collection in self._collections:
                     self._group.create_task(self._store.watch(collection, _Follower(self, collection)))
         finally:
             self._group = None
+
+    @property
+    def _collections(self) -> tuple[Collection, ...]:
+        return self._policies, *self._workloads.values(), *self._others
 
     def changed(self) -> None:
         """Take that other targets, or other models, are served than before."""
@@ -168,67 +133,28 @@ class Policies:
         """Take all objects of one of the collections."""
         before = self._seen.get(collection)
         self._seen[collection] = objects
-        self._complaints.pop(collection, None)
-        if collection is self._policies:
-            self._read_all(Rank.OBJECT, objects)
-        elif collection is self._deployments:
-            self._read_all(Rank.ANNOTATIONS, {name: item for name, item in objects.items() if _is_annotated(item)})
+        self._lost.pop(collection, None)
+        if collection not in self._others:
+            self._sources.take(collection, objects)
         elif before is not None and _targets(before) == _targets(objects):
             return
         self._plan()
 
     def lost(self, collection: Collection, cause: str) -> None:
         """Take that one of the collections cannot be seen at present; what was seen of it stays so."""
-        if self._complaints.get(collection) != cause:
-            self._complaints[collection] = cause
+        if self._lost.get(collection) != cause:
+            self._lost[collection] = cause
             # Few clusters have all of them.
             say = self._log.info if collection in self._others else self._log.warning
             say("what scaling goes by cannot be seen", what=collection.plural, cause=cause)
-        if collection not in self._seen and collection is not self._deployments:
-            self.seen(collection, {})  # the others scale without it
-
-    def _read_all(self, rank: Rank, objects: Mapping[str, Json]) -> None:
-        for source in [each for each in self._sources.values() if each.rank is rank and each.name not in objects]:
-            self._forget(source)
-        for item in objects.values():
-            source = _Source(item, rank)
-            known = self._sources.get(source.key)
-            if known is not None and metadata(known.item).get("uid") != metadata(item).get("uid"):
-                self._forget(known)
-                known = None
-            if known is None:
-                self._sources[source.key] = source
-                self._read(source)
-            else:
-                is_other = _asked(known) != _asked(source)
-                known.item = item
-                if is_other:
-                    self._read(known)
-
-    def _read(self, source: _Source) -> None:
-        before = source.problems
-        try:
-            if source.rank is Rank.OBJECT:
-                parsed = parse_policy(source.item)
-                source.good = policy_of(parsed), parsed.spec.scale_target_ref
-            else:
-                policy = policy_of_annotations(source.name, annotations_of(source.item))
-                source.good = None if policy is None else (policy, ScaleTarget(name=source.name))
-            source.problems = ()
-        except InvalidPolicy as error:
-            source.problems = error.problems
-            if source.problems != before:
-                self._log.warning("a policy is not accepted", policy=source.said, problems=list(error.problems))
-
-    def _forget(self, source: _Source) -> None:
-        del self._sources[source.key]
-        self._reports.forget(source.key)
+        self._plan()
 
     # Which target is scaled by what.
 
     def _plan(self) -> None:
-        needed = {self._policies, self._deployments, *self._others}
-        if self._group is None or self._planning or not self._targets.known or not needed <= self._seen.keys():
+        # Where one cannot be seen at all, as its kind is not installed, the others count.
+        is_told = self._seen.keys() | self._lost.keys() >= set(self._collections)
+        if self._group is None or self._planning or not is_told or not self._targets.known:
             return
         self._planning = True  # what is made here changes which autoscalers there are
         try:
@@ -270,8 +196,7 @@ class Policies:
             except BackendError as error:
                 absent[key] = error.message
                 continue
-            created = str(metadata(source.item).get("creationTimestamp") or "")
-            yield Claim(key, source.said, target, policy, source.rank, created)
+            yield Claim(key, source.said, target, policy, source.rank, source.created)
 
     def _claims_of_models(self) -> Iterator[Claim]:
         for name, scaler in self._autoscalers.items():
@@ -289,10 +214,11 @@ class Policies:
         for name, scaler in self._autoscalers.items():
             if scaler.fronted and scaler.controller.target.ref == ref:
                 return name
-        if ref.resource == DEPLOYMENTS and named.name not in self._seen[self._deployments]:
-            # In place of a Deployment's name a model's is good too: it is known here what runs it.
-            return self._serving(named.name, f"there is no {ref.named}, and no model of that name")
-        return ref
+        there = self._seen.get(self._workloads[ref.resource]) if ref.resource in self._workloads else None
+        if there is None or named.name in there:
+            return ref
+        # In place of a Deployment's name a model's is good too: it is known here what runs it.
+        return self._serving(named.name, f"there is no {ref.named}, and no model of that name")
 
     def _serving(self, model: str, absence: str) -> str:
         name = self._targets.served(model)
@@ -368,7 +294,7 @@ class Policies:
 
     def _claimant(self, ref: TargetRef) -> str | None:
         for collection in self._others:
-            for name, item in self._seen[collection].items():
+            for name, item in self._seen.get(collection, {}).items():
                 if scales(item, ref):
                     return f"{collection.named(name)} scales it too"
         return None
@@ -384,7 +310,7 @@ class Policies:
         taken_by: str | None = None, absent: str | None = None,
     ) -> None:  # fmt: skip
         source = self._sources.get(key)
-        about = self._about(scaler) if source is None else source.item
+        about = self._about(scaler) if source is None else source.about
         is_object = source is not None and source.rank is Rank.OBJECT
         problems = () if source is None else source.problems
         if about is None:
@@ -394,11 +320,12 @@ class Policies:
             self._reports.report(key, reported)
 
     def _about(self, scaler: Autoscaler | None) -> Json | None:
-        """The Deployment of a target, if it has one."""
+        """What a target's replicas are set in, if it is seen."""
         ref = None if scaler is None else scaler.controller.target.ref
-        if ref is None or ref.resource != DEPLOYMENTS:
+        collection = None if ref is None else self._workloads.get(ref.resource)
+        if ref is None or collection is None or ref.name not in self._seen.get(collection, {}):
             return None
-        return self._seen[self._deployments].get(ref.name)
+        return {"apiVersion": collection.api_version, "kind": collection.kind, **self._seen[collection][ref.name]}
 
 
 class _Follower:
@@ -407,17 +334,6 @@ class _Follower:
     def __init__(self, policies: Policies, collection: Collection) -> None:
         self.seen = partial(policies.seen, collection)
         self.lost = partial(policies.lost, collection)
-
-
-def _is_annotated(item: Json) -> bool:
-    with contextlib.suppress(InvalidPolicy):
-        return policy_of_annotations(str(metadata(item)["name"]), annotations_of(item)) is not None
-    return True
-
-
-def _asked(source: _Source) -> object:
-    """What a source is read from."""
-    return digest(meant(source.item) if source.rank is Rank.OBJECT else annotations_of(source.item))
 
 
 def _targets(objects: Mapping[str, Json]) -> dict[str, object]:

@@ -17,12 +17,13 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from vllm_chill.control.autoscaler import Autoscaler, Rescale
+from vllm_chill.control.policy_sources import ANNOTATED, objects_of
 from vllm_chill.control.reconciler import Reconciler, Rhythm
 from vllm_chill.core.objects import Collection, Json, annotations_of, metadata
 from vllm_chill.core.scaling.override import Override, read, told
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.scaling.report import Facts, status_of, write_after_seconds
-from vllm_chill.errors import BackendError
+from vllm_chill.errors import BackendError, BackendRefused
 from vllm_chill.ports import ObjectStore
 
 OVERRIDE = "vllm-chill.io/override"
@@ -33,7 +34,8 @@ _POLLING_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What there is to report of a policy. `about` is its object, or (not `is_object`) the Deployment of its target.
+    """What there is to report of a policy. `about` is its object; or, if not `is_object`, what the replicas of its
+    target are set in.
 
     `scaler` is the target's, None where it has none or is scaled by another policy. The others are as in Facts.
     """
@@ -79,14 +81,12 @@ class PolicyReports:
         self,
         store: ObjectStore,
         policies: Collection,
-        deployments: Collection,
         *,
         rhythm: Rhythm | None,
         wall: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._policies = policies
-        self._deployments = deployments
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
         self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm)
@@ -215,10 +215,16 @@ class PolicyReports:
         if reported.scaler is None:
             return
         text = None if memory.override_said is None else json.dumps(memory.override_said)
-        if text != memory.override_kept:
-            change = {"metadata": {"annotations": {OVERRIDE: text}}}
-            await self._store.patch(self._deployments, metadata(reported.about)["name"], change)
-            memory.override_kept = text
+        if text == memory.override_kept:
+            return
+        change = {"metadata": {"annotations": {OVERRIDE: text}}}
+        with contextlib.suppress(BackendRefused):  # without the right to, it ends with this proxy
+            await self._store.patch(self._collection_of(reported.about), metadata(reported.about)["name"], change)
+        memory.override_kept = text
+
+    def _collection_of(self, item: Json) -> Collection:
+        resource = next(each for each in ANNOTATED if each.kind == item["kind"])
+        return objects_of(resource, metadata(item)["namespace"])
 
     def _failed(self, key: str, error: BackendError, pause: float) -> None:
         if self._complained.get(key) != error.message:
