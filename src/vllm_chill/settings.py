@@ -220,6 +220,20 @@ class Settings(BaseSettings):
         None, "GPU_STATS_URL", "Models", "an http or https URL",
         "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
     )  # fmt: skip
+    mode: Literal["scale", "recommend"] = _setting(
+        "scale", "MODE", "Scaling", "scale or recommend",
+        "scale: vllm-chill writes how many replicas there are, from 0 on. recommend: it never does; it holds requests "
+        "until somebody else has scaled the target, and its metrics say how many replicas it would have.",
+    )  # fmt: skip
+    prometheus_url: Url | None = _setting(
+        None, "PROMETHEUS_URL", "Scaling", "an http or https URL",
+        "The Prometheus that answers the promql rules of scaling policies. Every other metric is scraped from the "
+        "replicas themselves.",
+    )  # fmt: skip
+    prometheus_token_file: str | None = _setting(
+        None, "PROMETHEUS_TOKEN_FILE", "Scaling", "the path of a file",
+        "A bearer token for that Prometheus; the file is read anew when it has changed.",
+    )  # fmt: skip
     override_ttl: PositiveDuration = _setting(
         timedelta(hours=1), "OVERRIDE_TTL", "Scaling", _DURATION,
         "How long a number of replicas that was set by hand (`vllm-chill scaling set`) holds, where it does not say; "

@@ -386,7 +386,7 @@ class TestStatus:
         async with several(awake=["a"]) as s:
             scaler = await scaled(s, "a", policy())
             scaler.decision = Decision(0, 3, 3, (Said("recommend", 3, "queue_length is 15\nor so"),), ())
-            s.controller("a").recommend(3)
+            s.controller("a").recommend("policy", 3)
             _, body = await s.get("/proxy/status")
             a, b = body["targets"]
             assert a["desired_replicas"] == 3

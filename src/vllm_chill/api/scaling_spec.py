@@ -126,7 +126,7 @@ class ScalingRule(Checked):
         "what a query gives as it is. Not set: average, as HPA's AverageValue.",
     )  # fmt: skip
     percentile: Annotated[Number, Field(ge=0, le=100)] | None = declared(
-        None, "a number from 0 to 100", "Of a latency. Not set: 95.",
+        None, "a number from 0 to 100", "Of a latency. Not set: 95, as an average does not show those who wait.",
     )  # fmt: skip
     window: Interval | None = declared(
         None, _INTERVAL, "Over how long a latency, or tokens_per_second, is measured. Not set: 60 seconds.",
@@ -254,7 +254,8 @@ class ScalingPolicySpec(Checked):
     scale_target_ref: ScaleTarget = declared(..., "{kind: Deployment, name: NAME}", "What is scaled.")
     min_replicas: ReplicasOrZero = declared(
         0, _REPLICAS_OR_ZERO,
-        "The fewest replicas. Not set: 0, so that it sleeps when it is idle. At 1 or more it never sleeps.",
+        "The fewest replicas. Not set: 0, as of a VLLMModel, and as a program in Go leaves a number out: it sleeps "
+        "when it is idle. At 1 or more it never sleeps.",
     )  # fmt: skip
     max_replicas: Replicas = declared(..., _REPLICAS, "The most replicas.")
     scaling_rules: Annotated[tuple[ScalingRule, ...], Field(max_length=_MANY)] | None = declared(

@@ -116,10 +116,15 @@ class Plan:
     def limits(self) -> Limits:
         """What bounds the target's life."""
         return Limits(
-            self.settings.idle_timeout.total_seconds(),
+            math.inf if self.observe_only else self.settings.idle_timeout.total_seconds(),
             self.settings.start_timeout.total_seconds(),
             keep_abandoned=self.settings.wake_abandoned == "keep",
         )
+
+    @property
+    def observe_only(self) -> bool:
+        """Whether the number of replicas is for somebody else to write."""
+        return self.settings.mode == "recommend"
 
     @property
     def bounds(self) -> Bounds:

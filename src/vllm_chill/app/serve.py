@@ -9,14 +9,17 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.api.version import Build
+from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.targets import TargetMaker
@@ -68,6 +71,15 @@ def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
                 yield served.name, endpoint
 
 
+def _meters(settings: Settings) -> AbstractAsyncContextManager[Meters]:
+    return open_meters(
+        pods=settings.backend == "kubernetes",
+        gpu_stats_url=settings.gpu_stats_url,
+        prometheus_url=settings.prometheus_url,
+        token_file=None if settings.prometheus_token_file is None else Path(settings.prometheus_token_file),
+    )
+
+
 def _busy(directory: Directory) -> int:
     return sum(served.controller.target.waiting + served.controller.target.in_flight for served in directory)
 
@@ -94,7 +106,10 @@ async def serve(
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
-        maker = TargetMaker(plan, metrics, pool, budget, recorders)
+        autoscalers = Autoscalers()
+        maker = TargetMaker(
+            plan, metrics, pool, budget, await stack.enter_async_context(_meters(settings)), autoscalers, recorders
+        )
         if plan.catalogue is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, fleet, work = Directory(budget, made.served), None, made.run
@@ -106,7 +121,6 @@ async def serve(
             )
             work = partial(models.run, partial(ground.tell_models, models))
         proxy = ProxyHandler(directory, pool, metrics, options)
-        autoscalers = Autoscalers()
         admin = AdminApi(
             directory,
             proxy.scrape,

@@ -1,5 +1,4 @@
-"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | decide | crd | demo | version`."""
-"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | scaling | crd | demo | version`."""
+"""The command line: `vllm-chill` and its commands, serve before all."""
 
 from __future__ import annotations
 
