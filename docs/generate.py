@@ -18,6 +18,7 @@ from prometheus_client.core import Metric
 from pydantic.fields import FieldInfo
 
 from vllm_chill.api.crd import DEFINITIONS, Definition, crd
+from vllm_chill.api.scaling_policy import ScalingPolicySpec, ScalingPolicyStatus
 from vllm_chill.api.spec_parts import accepts_of, fields_of, part_of, said_of
 from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
 from vllm_chill.cli.crd import crd_yaml
@@ -112,7 +113,7 @@ def transitions() -> dict[tuple[str, str], set[str]]:
 def _at_zero(target: Target) -> Target:
     phase = target.phase
     if isinstance(phase, Ready):
-        phase = replace(phase, since=0.0, idle_since=0.0)
+        phase = Ready(0.0, 0.0)
     elif not isinstance(phase, Unknown):
         phase = replace(phase, since=0.0)
     return structs.replace(target, phase=phase, failures=min(target.failures, 1))
@@ -364,14 +365,40 @@ def models_page() -> str:
 
 
 def _field_rows(name: str, field: FieldInfo) -> Iterator[str]:
-    flag = said_of(field, "flag")
-    cells = (f"`{name}`", _cell(field.description), _cell(accepts_of(field)), f"`{flag}`" if flag else "")
-    yield f"| {' | '.join(cells)} |"
+    for path, one in _fields(name, field):
+        flag = said_of(one, "flag")
+        yield _row(f"`{path}`", _cell(one.description), _cell(accepts_of(one)), f"`{flag}`" if flag else "")
+
+
+def _fields(name: str, field: FieldInfo) -> Iterator[tuple[str, FieldInfo]]:
+    """A field, and all that are in it, with their paths."""
+    yield name, field
     part = part_of(field.annotation)
     if part is not None:
         prefix = f"{name}[]" if "tuple[" in str(field.annotation) else name
         for inner_name, inner in fields_of(part).items():
-            yield from _field_rows(f"{prefix}.{inner_name}", inner)
+            yield from _fields(f"{prefix}.{inner_name}", inner)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+# --- scaling policies ---
+
+
+def scaling_page() -> str:
+    """Every field of a vLLMScalingPolicy, after what was written by hand."""
+    lines = [(DOCS / "scaling.md").read_text().partition(_FIELDS)[0] + _FIELDS, ""]
+    lines += ["## Every field", "", "| field | what | accepts |", "|---|---|---|"]
+    for name, field in fields_of(ScalingPolicySpec).items():
+        lines += [
+            _row(f"`{path}`", _cell(one.description), _cell(accepts_of(one))) for path, one in _fields(name, field)
+        ]
+    lines += ["", "## Its status", "", "| field | what |", "|---|---|"]
+    for name, field in fields_of(ScalingPolicyStatus).items():
+        lines += [_row(f"`{path}`", _cell(one.description)) for path, one in _fields(name, field)]
+    return "\n".join([*lines, ""])
 
 
 def _cell(text: str | None) -> str:
@@ -385,6 +412,7 @@ def crd_file(of: Definition) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "models.md": models_page,
+    "scaling.md": scaling_page,
     **{f"../deploy/crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS},
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,

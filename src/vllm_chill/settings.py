@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapt
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vllm_chill.core.balancing import LOAD_FACTOR
 from vllm_chill.core.routing import parse_wake_paths
 from vllm_chill.core.switching import parse_gpu_budget
 from vllm_chill.errors import SettingError
@@ -92,6 +93,8 @@ Url = Annotated[str, _matches(r"https?://[!-~]+")]
 UrlPath = Annotated[str, _matches(r"/[!-~]*")]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
+
+_HEADER = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}"
 
 _DURATION = "a duration above zero, such as 5m or 1h30m"
 _ANY_DURATION = "a duration of zero or more, such as 30s or 10m"
@@ -217,6 +220,20 @@ class Settings(BaseSettings):
         None, "GPU_STATS_URL", "Models", "an http or https URL",
         "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
     )  # fmt: skip
+    mode: Literal["scale", "recommend"] = _setting(
+        "scale", "MODE", "Scaling", "scale or recommend",
+        "scale: vllm-chill writes how many replicas there are, from 0 on. recommend: it never does; it holds requests "
+        "until somebody else has scaled the target, and its metrics say how many replicas it would have.",
+    )  # fmt: skip
+    prometheus_url: Url | None = _setting(
+        None, "PROMETHEUS_URL", "Scaling", "an http or https URL",
+        "The Prometheus that answers the promql rules of scaling policies. Every other metric is scraped from the "
+        "replicas themselves.",
+    )  # fmt: skip
+    prometheus_token_file: str | None = _setting(
+        None, "PROMETHEUS_TOKEN_FILE", "Scaling", "the path of a file",
+        "A bearer token for that Prometheus; the file is read anew when it has changed.",
+    )  # fmt: skip
     override_ttl: PositiveDuration = _setting(
         timedelta(hours=1), "OVERRIDE_TTL", "Scaling", _DURATION,
         "How long a number of replicas that was set by hand (`vllm-chill scaling set`) holds, where it does not say; "
@@ -294,7 +311,7 @@ class Settings(BaseSettings):
         "How a request is held that wants JSON in one piece: in silence; with spaces before the JSON, which commits "
         "to status 200; or not at all: 503 with Retry-After at once, while the target wakes.",
     )  # fmt: skip
-    fairness_header: Annotated[str, _matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")] = _setting(
+    fairness_header: Annotated[str, _matches(_HEADER)] = _setting(
         "Authorization", "FAIRNESS_HEADER", "Holding", "the name of a header",
         "Held requests with different values of this header take turns; without it, different client addresses do.",
     )  # fmt: skip
@@ -309,6 +326,26 @@ class Settings(BaseSettings):
     stream_idle_timeout: Duration = _setting(
         timedelta(minutes=10), "STREAM_IDLE_TIMEOUT", "Holding", "a duration of zero or more; 0 for never",
         "A response from a replica that is gone is ended, with an error, once it has been silent for this long.",
+    )  # fmt: skip
+    load_balancing: Literal["least-request", "prefix-hash"] = _setting(
+        "least-request", "LOAD_BALANCING", "Balancing", "least-request or prefix-hash",
+        "Which replica a request goes to. least-request: the one that answers the fewest. prefix-hash: requests whose "
+        "prompts begin alike go to the same one, whose prefix cache then has that beginning, unless it has too many.",
+    )  # fmt: skip
+    prefix_length: Annotated[int, Field(ge=1, le=10_000)] = _setting(
+        100, "PREFIX_LENGTH", "Balancing", "a number of characters from 1 to 10000",
+        "With --load-balancing prefix-hash: how many characters of the first user message, or of the prompt, count. A "
+        "hundred tell conversations apart, and are the same in all turns of one.",
+    )  # fmt: skip
+    hash_load_factor: Annotated[float, Field(ge=1, le=100)] = _setting(
+        LOAD_FACTOR, "HASH_LOAD_FACTOR", "Balancing", "a number from 1 to 100",
+        "With prefix-hash or --session-header: how many times the mean number of requests a replica may have before "
+        "others go on to the next one. More keeps caches hot; less evens the load.",
+    )  # fmt: skip
+    session_header: Annotated[str, _matches(_HEADER)] | None = _setting(
+        None, "SESSION_HEADER", "Balancing", "the name of a header",
+        "Requests with the same value of this header go to the same replica, unless it has too many; those without it "
+        "go as --load-balancing says.",
     )  # fmt: skip
     host: Host = _setting(
         "0.0.0.0", "HOST", "Listening", _HOST,  # noqa: S104 - a proxy in a container is reached from outside

@@ -59,8 +59,13 @@ async def page(
     seconds: float = 0,
     host: str = "127.0.0.1",
     port: int = 0,
+    hosts: list[str] | None = None,
 ) -> AsyncIterator[Endpoint]:
+    """Answers with a page; `hosts` is told whom each request was meant for."""
+
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if hosts is not None:
+            hosts.append(request.host)
         await asyncio.sleep(seconds)
         return web.Response(text=text, status=status if request.path == path else 404)
 
@@ -290,7 +295,9 @@ class TestUse:
             assert host == "exporters"
             return [(None, None, None, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3")]
 
-        async with page(DCGM) as first, page(other, host="127.0.0.2", port=first.port):
+        meant: list[str] = []
+        async with page(DCGM, hosts=meant) as first, page(other, host="127.0.0.2", port=first.port):
             monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
             reading = await DcgmStats(f"http://exporters:{first.port}").read()
         assert [(gpu.node, gpu.index) for gpu in reading.gpus] == [(f"node-{n}", i) for n in (1, 2) for i in (0, 1)]
+        assert meant == [f"exporters:{first.port}"]

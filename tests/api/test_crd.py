@@ -18,8 +18,6 @@ from vllm_chill.api.scaling_policy import parse_policy
 from vllm_chill.api.scaling_spec import ScalingPolicySpec
 from vllm_chill.api.spec_parts import Part, fields_of, part_of
 from vllm_chill.api.vllm_model import parse_model
-from vllm_chill.core.scaling.policy import Select, Unit
-from vllm_chill.core.scaling.signals import Aggregation, Metric
 from vllm_chill.errors import InvalidObject
 
 Json = dict[str, Any]
@@ -231,7 +229,6 @@ _TEXTS = [
     *("a" * 64, "a" * 254, "a" * 1025, "b" * 100_001),
 ]
 _VALUES: list[Any] = [*_TEXTS, True, False, -1, 0, 1, 64, 1025, 2**31, 2**63, 0.5, 1.0, 1.5, -0.5, [], {}]
-_WORDS = {"metric": [*Metric], "aggregation": [*Aggregation], "type": [*Unit], "selectPolicy": [*Select]}
 _KEYS = st.sampled_from(["a", "A", "a b", "name", "path", "key", "claimName", "limits", "kubernetes.io/os", ""])
 _JUNK = st.recursive(
     st.sampled_from(_VALUES), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_KEYS, inner, max_size=2)
@@ -240,14 +237,10 @@ _JUNK = st.recursive(
 
 def near(part: type[Part]) -> st.SearchStrategy[Json]:
     """Objects with the fields of a part, whose values are often what they should be."""
-    return st.fixed_dictionaries(
-        {}, optional={name: near_field(name, field) for name, field in fields_of(part).items()}
-    )
+    return st.fixed_dictionaries({}, optional={name: near_field(field) for name, field in fields_of(part).items()})
 
 
-def near_field(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
-    if name in _WORDS:
-        return st.sampled_from([str(word) for word in _WORDS[name]]) | _JUNK
+def near_field(field: FieldInfo) -> st.SearchStrategy[Any]:
     inner = part_of(field.annotation)
     if inner is not None:
         return st.one_of(near(inner), st.lists(near(inner), max_size=3), _JUNK)
@@ -261,7 +254,7 @@ def near_field(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
 
 def some_fields(kind: Kind, most: int) -> st.SearchStrategy[Json]:
     def of(names: list[str]) -> st.SearchStrategy[Json]:
-        return st.fixed_dictionaries({name: near_field(name, kind.fields[name]) for name in names})
+        return st.fixed_dictionaries({name: near_field(kind.fields[name]) for name in names})
 
     return st.lists(st.sampled_from(sorted(kind.fields)), min_size=1, max_size=most, unique=True).flatmap(of)
 
@@ -272,9 +265,79 @@ def test_the_server_takes_what_a_model_takes_and_refuses_each_bad_field(spec: Js
     MODEL.check(spec)
 
 
-@settings(max_examples=300, deadline=None)
-@given(some_fields(POLICY, 4))
-def test_the_server_takes_what_a_policy_takes_and_refuses_each_bad_field(spec: Json) -> None:
+# --- good policies, and those with one thing wrong ---
+
+_COUNTS = st.integers(1, 10)
+_INTERVALS = st.sampled_from([1, 15, 3600, "5s", "1h30m", "2.5m"])
+_STEPS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["Pods", "Percent"]), "value": _COUNTS, "periodSeconds": st.integers(1, 1800)}
+)
+_DIRECTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "stabilizationWindowSeconds": st.integers(0, 3600),
+        "selectPolicy": st.sampled_from(["Max", "Min", "Disabled"]),
+        "policies": st.lists(_STEPS, min_size=1, max_size=2),
+    },
+)
+_RULES = st.fixed_dictionaries(
+    {"metric": st.just("latency"), "threshold": st.floats(10, 1e6) | st.integers(10, 10**6)},
+    optional={
+        "target": st.floats(0.1, 10) | st.integers(1, 10),
+        "aggregation": st.sampled_from(["ttft", "e2e", "itl"]),
+        "percentile": st.floats(0, 100) | st.integers(0, 100),
+        "window": _INTERVALS,
+    },
+) | st.fixed_dictionaries(
+    {"metric": st.just("promql"), "threshold": st.just(10), "query": st.sampled_from(["up", "sum(x) / 2"])},
+    optional={"aggregation": st.sampled_from(["average", "sum"])},
+)
+_SCHEDULES = st.fixed_dictionaries(
+    {"start": st.just("0 8 * * mon-fri"), "end": st.just("30 18 * * *"), "minReplicas": _COUNTS},
+    optional={"timezone": st.sampled_from(["UTC", "Europe/Berlin"])},
+)
+_POLICIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "scaleTargetRef": st.fixed_dictionaries(
+            {"name": st.sampled_from(["vllm", "org/model-7B"])},
+            optional={"kind": st.sampled_from(["Deployment", "StatefulSet"]), "apiVersion": st.just("apps/v1")},
+        ),
+        "minReplicas": st.integers(0, 10),
+        "scalingRules": st.lists(_RULES, max_size=2, unique_by=json.dumps),
+        "behavior": st.fixed_dictionaries({}, optional={"scaleUp": _DIRECTIONS, "scaleDown": _DIRECTIONS}),
+        "tolerance": st.floats(0, 1) | st.integers(0, 1),
+        "pollingInterval": _INTERVALS,
+        "idleTimeout": _INTERVALS,
+        "fallback": st.fixed_dictionaries({"replicas": st.just(10)}, optional={"failureThreshold": _COUNTS}),
+        "schedule": st.lists(_SCHEDULES, max_size=2),
+        "paused": st.booleans(),
+    },
+)
+
+
+def places_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*above, key)
+        yield from places_in(item, (*above, key))
+
+
+@settings(max_examples=200, deadline=None)
+@given(_POLICIES)
+def test_a_good_policy_is_taken_by_both(spec: Json) -> None:
+    assert not POLICY.server_refuses(spec)
+    assert [problem for problem in POLICY.model_refuses(spec) if "more than once" not in problem] == []
+
+
+@settings(max_examples=400, deadline=None)
+@given(_POLICIES.filter(bool), st.data())
+def test_of_a_policy_with_one_thing_changed_they_say_the_same(spec: Json, data: st.DataObject) -> None:
+    *above, last = data.draw(st.sampled_from([*places_in(spec)]))
+    inner: Any = spec
+    for key in above:
+        inner = inner[key]
+    inner[last] = data.draw(st.sampled_from(_VALUES) | _JUNK)
     POLICY.check(spec)
 
 

@@ -12,10 +12,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.adapters.memory import MemoryBackend
+from vllm_chill.app.meters import open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.targets import Made, TargetMaker
 from vllm_chill.app.world import World
+from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.fleet import Fleet
 from vllm_chill.core.catalogue import ModelEntry
@@ -62,7 +64,8 @@ def entry(name: str, **fields: object) -> ModelEntry:
 async def house(*entries: ModelEntry, **flags: str) -> AsyncIterator[House]:
     plan = Plan(load_settings({"models": "crd", "idle_timeout": "5m", **flags}))
     metrics, pool, budget = Metrics(CollectorRegistry(), "test"), UpstreamPool(), Budget(1 << 20)
-    maker = TargetMaker(plan, metrics, pool, budget)
+    opened = open_meters(pods=False)
+    maker = TargetMaker(plan, metrics, pool, budget, await opened.__aenter__(), Autoscalers())
     directory = Directory(budget, default=plan.settings.model_id)
     fleet = Fleet(plan.rules, metrics.switched)
 
@@ -89,6 +92,7 @@ async def house(*entries: ModelEntry, **flags: str) -> AsyncIterator[House]:
     running.cancel()
     await asyncio.wait([running])
     await pool.aclose()
+    await opened.__aexit__(None, None, None)
 
 
 async def test_each_model_is_served_under_its_names() -> None:

@@ -67,11 +67,11 @@ class Load:
     def members(self, signals: Collection[Signal]) -> tuple[ReplicaReading, ...]:
         self.asked += 1
         seen, now = self.controller.target.observed, self.controller.now()
-        members = seen.members if seen is not None else ()
+        live, ready_since = (seen.live, 0.0 if seen.endpoints else None) if seen is not None else (0, None)
         samples = {}
-        if self.queue is not None and members:
-            samples = {signal: Sample(self.queue / len(members), now) for signal in signals}
-        return tuple(ReplicaReading(replica.name, 0.0 if replica.ready else None, samples) for replica in members)
+        if self.queue is not None and live:
+            samples = {signal: Sample(self.queue / live, now) for signal in signals}
+        return tuple(ReplicaReading(f"replica-{number}", ready_since, samples) for number in range(live))
 
     def of_target(self, signals: Collection[Signal]) -> Mapping[Signal, Sample]:
         return {}

@@ -287,3 +287,37 @@ async def _keep_using(here: Band, name: str, seconds: float) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
         await here.use(name, 10, hold=2000)
+
+
+async def test_all_replicas_of_a_model_count_and_it_may_have_what_is_left() -> None:
+    rules = Rules(residency_seconds=0, budgets={"": 4})
+    async with band(Claim("a"), Claim("b"), rules=rules, awake=("a",)) as here:
+        here.controllers["a"].recommend("policy", 3)
+        await asyncio.sleep(20)
+        assert here.fleet.most_replicas("a") == 4
+        assert here.fleet.most_replicas("b") == 1
+        await here.use("b", 1)
+        assert here.fleet.most_replicas("a") == 3
+        assert here.running() == {"a", "b"}
+
+
+async def test_replicas_that_leave_no_room_have_a_model_that_waits_wait() -> None:
+    rules = Rules(residency_seconds=0, budgets={"": 3})
+    async with band(Claim("a"), Claim("b"), rules=rules, awake=("a",)) as here:
+        busy = asyncio.create_task(here.use("a", 100))
+        await asyncio.sleep(0.1)
+        here.controllers["a"].recommend("policy", 3)
+        await asyncio.sleep(20)
+        other = asyncio.create_task(here.use("b", 1))
+        await asyncio.sleep(1)
+        assert here.is_in("b", Queued)
+        assert here.fleet.most_replicas("a") == 2
+        here.controllers["a"].recommend("policy", 2)
+        assert await other < 100 + 20 + 30
+        await busy
+
+
+async def test_nothing_is_said_of_a_model_that_takes_no_part() -> None:
+    async with band(A) as here:
+        assert here.fleet.most_replicas("a") is None
+        assert here.fleet.most_replicas("nobody") is None

@@ -269,3 +269,14 @@ async def test_an_expression_without_an_answer_keeps_the_one_before(answer: Back
         await asyncio.sleep(60)
         assert meter.of_target([QUERY]) == before
         assert meter.trouble("sum(up)") == ("no Prometheus" if answer else None)
+
+
+async def test_without_a_prometheus_an_expression_is_missing_and_it_is_said_why() -> None:
+    meter = Meter(lambda: [replica("a")], World().scrape, now=asyncio.get_running_loop().time)
+    running = asyncio.create_task(meter.run())
+    assert meter.of_target([QUERY]) == {}
+    await asyncio.sleep(30)
+    assert meter.of_target([QUERY]) == {}
+    assert meter.trouble("sum(up)") == "no Prometheus is known that could be asked"
+    running.cancel()
+    await asyncio.wait([running])

@@ -1,20 +1,17 @@
-"""The waiting room as laws over random histories, and the seats of replicas."""
+"""The waiting room as laws over random histories."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vllm_chill.core.admission import Priority, Seats, Waiter, WaitingRoom
-from vllm_chill.core.target import Endpoint
+from vllm_chill.core.admission import Priority, Waiter, WaitingRoom
 
 KEYS = st.sampled_from("abcd")
 CLASSES = st.sampled_from(Priority)
-ENDPOINTS = tuple(Endpoint(f"10.0.0.{number}", 8000) for number in range(4))
 
 
 class Room(RuleBasedStateMachine):
@@ -39,6 +36,7 @@ class Room(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         order = list(self.room.order())
+        assert self.room.first is (order[0] if order else None)
         waiter = self.room.next()
         assert waiter is (order[0] if order else None)
         if waiter is not None:
@@ -96,30 +94,3 @@ def test_one_request_of_another_key_is_next_behind_a_thousand() -> None:
     room.join(later)
     taken = [room.next() for _ in range(4)]
     assert [waiter.key for waiter in taken if waiter] == ["a", "b", "a", "b"]
-
-
-@given(st.integers(1, 5), st.lists(st.tuples(st.booleans(), st.sets(st.sampled_from(ENDPOINTS))), max_size=60))
-def test_no_replica_ever_has_more_than_its_seats_and_the_emptiest_is_taken(
-    limit: int, steps: list[tuple[bool, set[Endpoint]]]
-) -> None:
-    seats, taken = Seats(limit), Counter[Endpoint]()
-    for take, some in steps:
-        endpoints = sorted(some, key=str)
-        if take:
-            found = seats.take(endpoints)
-            free = [endpoint for endpoint in endpoints if taken[endpoint] < limit]
-            assert (found is None) == (not free)
-            if found is not None:
-                assert taken[found] == min(taken[endpoint] for endpoint in endpoints)
-                taken[found] += 1
-        elif held := [endpoint for endpoint in ENDPOINTS if taken[endpoint]]:
-            seats.give_back(held[0])
-            taken[held[0]] -= 1
-        assert all(seats.taken(endpoint) == taken[endpoint] <= limit for endpoint in ENDPOINTS)
-
-
-def test_without_a_limit_there_is_always_a_seat() -> None:
-    seats = Seats()
-    assert all(seats.take(ENDPOINTS[:1]) for _ in range(1000))
-    assert seats.take(()) is None
-    assert seats.take(ENDPOINTS[:2]) == ENDPOINTS[1]

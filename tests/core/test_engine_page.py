@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,22 @@ def test_a_page_of_vllm_is_read() -> None:
         ttft=histogram.Histogram((0.001, 0.25), (1, 6), 8, 1.5005),
         began=1.79526889861e09,
     )
+
+
+def test_a_whole_page_of_a_real_vllm_is_read() -> None:
+    sample = engine_sample((Path(__file__).parent.parent / "engine" / "vllm-metrics.txt").read_bytes())
+    assert sample is not None
+    assert (sample.running, sample.waiting, sample.kv_cache_percent) == (0, 0, 0)
+    assert (sample.prompt_tokens, sample.generation_tokens, sample.successes) == (91, 65, 7)
+    assert (sample.prefix_hits, sample.prefix_queries, sample.began) == (0, 91, 1.79526889861e09)
+    kinds = (sample.ttft, sample.itl, sample.e2e)
+    assert [kind and (len(kind.bounds), kind.bounds[-1], kind.count) for kind in kinds] == [
+        (22, 2560, 7),
+        (19, 80, 58),
+        (21, 7680, 7),
+    ]
+    assert sample.ttft is not None
+    assert sample.ttft.percentile(50) == pytest.approx(0.01 + 0.01 * 3.5 / 4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])

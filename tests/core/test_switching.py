@@ -10,6 +10,7 @@ from vllm_chill.core.switching import (
     Rules,
     Standing,
     excludes,
+    most_replicas,
     parse_gpu_budget,
     plan,
     too_large,
@@ -235,3 +236,24 @@ class TestLaws:
         one, other = plan(here, rules, now), plan(here[::-1], rules, now)
         assert set(one.start) == set(other.start)
         assert one.leave == other.leave
+
+
+class TestReplicas:
+    RULES = Rules(budgets={"": 8})
+    OWN = Claim("own", gpus=2)
+
+    def test_where_there_is_no_budget_there_may_be_any_number(self) -> None:
+        assert most_replicas(self.OWN, [], Rules()) is None
+        assert most_replicas(Claim("own", gpus=0), [], self.RULES) is None
+
+    def test_it_may_have_what_others_leave_of_the_budget(self) -> None:
+        assert most_replicas(self.OWN, [], self.RULES) == 4
+        assert most_replicas(self.OWN, [Standing(Claim("a", gpus=3), holds=True)], self.RULES) == 2
+        assert most_replicas(self.OWN, [Standing(Claim("a", gpus=3))], self.RULES) == 4
+        assert most_replicas(self.OWN, [Standing(Claim("a", gpus=3, pool="l4"), holds=True)], self.RULES) == 4
+
+    def test_a_model_that_waits_is_more_than_a_second_replica(self) -> None:
+        assert most_replicas(self.OWN, [Standing(Claim("a", gpus=6), wants_since=9.0)], self.RULES) == 1
+
+    def test_one_may_always_be_there(self) -> None:
+        assert most_replicas(self.OWN, [Standing(Claim("a", gpus=8), holds=True)], self.RULES) == 1

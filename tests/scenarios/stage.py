@@ -24,6 +24,7 @@ from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
+from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Rewrite
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
@@ -32,6 +33,7 @@ from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.relay import RelayTimeouts
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.ejections import EjectionRecord
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
@@ -127,6 +129,7 @@ async def stage(
     served: ServedCommand = lambda: None,
     ref: TargetRef = REF,
     rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
+    affinity: Affinity | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs.
@@ -156,12 +159,13 @@ async def stage(
             bounds,
             lambda: starts.retry_after(controller.now()),
         )
+        controller.ejector.recorder = EjectionRecord(ref, metrics)
         metrics.follow(lambda: controller.target, controller.now)
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         budget = Budget(options.hold.body_budget)
         desk = hold_desk(controller, options.hold, budget, starts, knowledge)
-        directory = Directory(budget, Served(controller, desk, starts, knowledge))
+        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity))
         rewrite = None if rewrite_for is None else lambda request, body, _: rewrite_for(request, body)
         handler = ProxyHandler(directory, pool, metrics, options, rewrite)
         routes = Routes(parse_wake_paths(wake_paths))

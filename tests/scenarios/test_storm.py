@@ -239,7 +239,7 @@ def left_over(s: Stage, server: Server, others: set[asyncio.Task[Any]]) -> dict[
         "waiting": controller.target.waiting,
         "in the room": len(controller._room),
         "in flight": controller.target.in_flight,
-        "seats": dict(controller._seats._taken),
+        "seats": sum(map(controller._seats.taken, controller.endpoints)),
         "budget": s.desk.budget.taken,
         "active": s.server._active,
         "connections on the lane": len(server.fast) if isinstance(server, FastServer) else 0,

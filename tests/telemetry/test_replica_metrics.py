@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_chill.core.engine_page import EngineSample
@@ -61,6 +62,14 @@ def test_a_replica_is_told_in_base_units() -> None:
         f"replica_tokens_total{{kind=generation,{a}}}": 65,
         f"replica_scrape_age_seconds{{{a}}}": 5,
     }
+
+
+def test_it_is_told_in_openmetrics_too() -> None:
+    metrics = Metrics(CollectorRegistry(), "test")
+    metrics.replicas.follow(REF, Scaled(lambda: [A], lambda: 100.0))
+    page, _ = metrics.exposition("application/openmetrics-text; version=1.0.0")
+    families = {family.name for family in parse_openmetrics(page.decode())}  # type: ignore[no-untyped-call]
+    assert {"vllm_chill_replica_inference_latency_seconds", "vllm_chill_replica_tokens"} <= families
 
 
 def test_what_is_not_known_has_no_series() -> None:

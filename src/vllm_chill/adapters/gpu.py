@@ -156,22 +156,27 @@ class DcgmStats:
 
     async def _pages(self) -> str:
         """What those say that answer. Raises BackendUnavailable if none does."""
-        urls = await self._urls()
-        said = await asyncio.gather(*(page(url, self._timeout, _PAGE_BYTES) for url in urls), return_exceptions=True)
+        urls, host = await self._urls()
+        asked = (page(url, self._timeout, _PAGE_BYTES, host) for url in urls)
+        said = await asyncio.gather(*asked, return_exceptions=True)
         pages = [one.decode(errors="replace") for one in said if isinstance(one, bytes)]
         if not pages:
             raise next(one for one in said if isinstance(one, BaseException))
         return "\n".join(pages)
 
-    async def _urls(self) -> list[str]:
+    async def _urls(self) -> tuple[list[str], str | None]:
+        """Where to ask, and for which host if that is not in the address."""
         try:
             url = URL(self._url)
             if url.scheme != "http" or url.host is None:
-                return [self._url]
+                return [self._url], None
             found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except (OSError, ValueError):
-            return [self._url]  # whoever asks for it will be told
-        return [str(url.with_host(host)) for host in dict.fromkeys(str(address[4][0]) for address in found)]
+            return [self._url], None  # whoever asks for it will be told
+        hosts = {str(address[4][0]) for address in found}
+        if len(hosts) < 2:
+            return [self._url], None
+        return [str(url.with_host(host)) for host in sorted(hosts)], url.authority
 
 
 def _has_no_path(url: str) -> bool:

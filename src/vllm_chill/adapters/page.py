@@ -11,14 +11,17 @@ from vllm_chill.errors import BackendUnavailable
 PIECE_BYTES = 1 << 16
 
 
-async def pieces(session: aiohttp.ClientSession, url: str, seconds: float, most_bytes: int) -> AsyncGenerator[bytes]:
+async def pieces(
+    session: aiohttp.ClientSession, url: str, seconds: float, most_bytes: int, host: str | None = None
+) -> AsyncGenerator[bytes]:
     """What is at a URL, of which the whole may take so many seconds and have so many bytes. Raises BackendUnavailable.
 
-    To be closed if it is left early.
+    `host` is whom it is asked of, if that is not in the URL. To be closed if it is left early.
     """
+    headers = _HEADERS if host is None else {**_HEADERS, "Host": host}
     try:
         async with session.get(
-            url, timeout=aiohttp.ClientTimeout(total=seconds), headers=_HEADERS, max_redirects=2
+            url, timeout=aiohttp.ClientTimeout(total=seconds), headers=headers, max_redirects=2
         ) as response:
             if response.status != 200:
                 raise BackendUnavailable(f"{url} answers with status {response.status}")
@@ -34,10 +37,10 @@ async def pieces(session: aiohttp.ClientSession, url: str, seconds: float, most_
         raise BackendUnavailable(f"{url} cannot be asked: {error}") from None
 
 
-async def page(url: str, seconds: float, most_bytes: int) -> bytes:
+async def page(url: str, seconds: float, most_bytes: int, host: str | None = None) -> bytes:
     """All that is at a URL, asked on a connection of its own; as `pieces`."""
     async with aiohttp.ClientSession() as session:
-        return b"".join([piece async for piece in pieces(session, url, seconds, most_bytes)])
+        return b"".join([piece async for piece in pieces(session, url, seconds, most_bytes, host)])
 
 
 # Compression would cost the engine more than it saves between two machines of one cluster.

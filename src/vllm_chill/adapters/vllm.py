@@ -16,12 +16,12 @@ from vllm_chill.errors import BackendUnavailable
 
 SECONDS = 4.0
 _PAGE_BYTES = 8 << 20
-_AT_A_TIME = 32
+_AT_A_TIME = 128
 _KEEP_SECONDS = 30.0
 
 
 class EngineScraper:
-    """Scrapes engines, a few of them at a time. To be used within `async with`."""
+    """Scrapes engines, so many at a time that those which hang leave room. To be used within `async with`."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         """One scrape may take so many seconds, its wait for a turn included."""
@@ -49,5 +49,7 @@ class EngineScraper:
                 await asyncio.sleep(0)  # a page may have come as a whole: whoever else is ready goes first
         sample = reader.sample()
         if sample is None:
-            raise BackendUnavailable(f"{url} has no metrics of vLLM, nor of llama.cpp")
+            raise BackendUnavailable(
+                f"{url} has no metrics of vLLM, nor of llama.cpp; vLLM has none with --disable-log-stats"
+            )
         return sample

@@ -242,7 +242,8 @@ class VLLMModelSpec(Checked):
     )  # fmt: skip
     max_replicas: Annotated[Count, Field(le=1000)] = _field(
         1, "Scaling", "a number of replicas, at least 1",
-        "The most replicas. One, unless said otherwise: each takes gpuCount GPUs.",
+        "The most replicas. One, unless said otherwise: each takes gpuCount GPUs. Above 1 it is scaled by its queue, "
+        "or as a vLLMScalingPolicy says.",
     )  # fmt: skip
 
     # --- the pod ---

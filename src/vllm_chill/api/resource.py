@@ -147,8 +147,11 @@ def _status(kind: type[Resource], value: object) -> Part:
 def problems_of(error: ValidationError, part: type[Part], given: Any) -> Iterator[str]:
     """A sentence for everything that is wrong with `given`, which is no such part as the error says."""
     bad: dict[_Location, set[str]] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
         location = detail["loc"]
+        if detail["type"] == "too_short" and any(_is_below(location, other["loc"]) for other in details):
+            continue  # pydantic counts good items only
         place, _ = _place(part, location)
         if detail["type"] == "conflicts":
             yield from (found.below(place) for found in detail["ctx"]["conflicts"])
@@ -159,6 +162,10 @@ def problems_of(error: ValidationError, part: type[Part], given: Any) -> Iterato
     for outer, fields in bad.items():
         place, _ = _place(part, outer)
         yield from (found.below(place) for found in _other_conflicts(*_at(part, given, outer), fields))
+
+
+def _is_below(above: _Location, location: _Location) -> bool:
+    return len(location) > len(above) and location[: len(above)] == above
 
 
 def _checked_above(part: type[Part], location: _Location) -> Iterator[_Location]:

@@ -16,6 +16,7 @@ from vllm_chill.api.resource import Checked, Conflict
 from vllm_chill.api.spec_parts import NAME, Part, declared
 from vllm_chill.api.spec_types import Count, CountOrZero, Interval, Name, Number, Switch, interval_seconds
 from vllm_chill.core.scaling.policy import Select, Unit
+from vllm_chill.core.scaling.schedules import check_schedule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, Signal
 
 _MANY = 100
@@ -125,7 +126,7 @@ class ScalingRule(Checked):
         "what a query gives as it is. Not set: average, as HPA's AverageValue.",
     )  # fmt: skip
     percentile: Annotated[Number, Field(ge=0, le=100)] | None = declared(
-        None, "a number from 0 to 100", "Of a latency. Not set: 95.",
+        None, "a number from 0 to 100", "Of a latency. Not set: 95, as an average does not show those who wait.",
     )  # fmt: skip
     window: Interval | None = declared(
         None, _INTERVAL, "Over how long a latency, or tokens_per_second, is measured. Not set: 60 seconds.",
@@ -222,19 +223,27 @@ class FallbackSpec(Part):
 
     replicas: Replicas = declared(..., _REPLICAS, "So many replicas, within minReplicas and maxReplicas.")
     failure_threshold: Count = declared(
-        3, "a whole number, at least 1", "After so many decisions in a row without any data, as with KEDA."
+        3, "a whole number, at least 1", "After so many decisions in a row without any data. Not set: 3."
     )
 
 
-class ScheduleSpec(Part):
+class ScheduleSpec(Checked):
     """A time in which more replicas are there."""
+
+    STAND_INS: ClassVar = {"start": "0 8 * * *", "end": "0 18 * * *", "minReplicas": 1}
 
     start: CronText = declared(..., _CRON, "When it begins.")
     end: CronText = declared(..., _CRON, "When it ends.")
     timezone: Annotated[str, Field(min_length=1, max_length=100)] = declared(
-        "UTC", "a time zone, such as Europe/Berlin", "The time zone of both, by its IANA name."
+        "UTC", "a time zone, such as Europe/Berlin", "The time zone of both, by its IANA name. Not set: UTC."
     )
     min_replicas: Replicas = declared(..., _REPLICAS, "At least so many replicas in between.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """What no field can know by itself."""
+        problem = check_schedule(self.start, self.end, self.timezone)
+        if problem is not None:
+            yield Conflict("", problem, ("start", "end", "timezone"))
 
 
 class ScalingPolicySpec(Checked):
@@ -245,20 +254,21 @@ class ScalingPolicySpec(Checked):
     scale_target_ref: ScaleTarget = declared(..., "{kind: Deployment, name: NAME}", "What is scaled.")
     min_replicas: ReplicasOrZero = declared(
         0, _REPLICAS_OR_ZERO,
-        "The fewest replicas. Not set: 0, so that it sleeps when it is idle. At 1 or more it never sleeps.",
+        "The fewest replicas. Not set: 0, as of a VLLMModel, and as a program in Go leaves a number out: it sleeps "
+        "when it is idle. At 1 or more it never sleeps.",
     )  # fmt: skip
     max_replicas: Replicas = declared(..., _REPLICAS, "The most replicas.")
     scaling_rules: Annotated[tuple[ScalingRule, ...], Field(max_length=_MANY)] | None = declared(
         None, "a list of {metric: NAME, threshold: NUMBER}, none twice",
         "What it is scaled by; the rule that asks for the most replicas counts. Not set: queue_length above 5. An "
-        "empty list: by the requests that are held, and by the schedule, alone.",
+        "empty list: nothing, so that minReplicas and the schedule alone say how many there are.",
     )  # fmt: skip
     behavior: Behavior | None = declared(
         None, "HPA's behavior: {scaleUp: {…}, scaleDown: {…}}", "How fast it may go. Not set: HPA's defaults.",
     )  # fmt: skip
     tolerance: Annotated[Number, Field(ge=0, le=1)] = declared(
         0.1, "a number from 0 to 1, such as 0.1",
-        "By what part a metric may be off its target before anything is scaled; HPA's default.",
+        "By what part a metric may be off its target before anything is scaled. Not set: 0.1, as HPA has it.",
     )  # fmt: skip
     polling_interval: Interval = declared(15, _INTERVAL, "How often it is decided. Not set: 15 seconds, as HPA does.")
     idle_timeout: Interval | None = declared(

@@ -11,6 +11,7 @@ from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.switching import Rules, parse_gpu_budget
 from vllm_chill.core.target import Limits, TargetRef
 from vllm_chill.errors import SettingError
+from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.handler import ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -115,15 +116,31 @@ class Plan:
     def limits(self) -> Limits:
         """What bounds the target's life."""
         return Limits(
-            self.settings.idle_timeout.total_seconds(),
+            math.inf if self.observe_only else self.settings.idle_timeout.total_seconds(),
             self.settings.start_timeout.total_seconds(),
             keep_abandoned=self.settings.wake_abandoned == "keep",
         )
 
     @property
+    def observe_only(self) -> bool:
+        """Whether the number of replicas is for somebody else to write."""
+        return self.settings.mode == "recommend"
+
+    @property
     def bounds(self) -> Bounds:
         """How many may wait, and how many a replica has at a time."""
-        return Bounds(self.settings.max_waiting, self.settings.max_in_flight or None)
+        settings = self.settings
+        load_factor = None if self.affinity is None else settings.hash_load_factor
+        return Bounds(settings.max_waiting, settings.max_in_flight or None, load_factor)
+
+    @property
+    def affinity(self) -> Affinity | None:
+        """Which requests should meet at one replica; None if none need to."""
+        settings = self.settings
+        by_prefix = settings.load_balancing == "prefix-hash"
+        if not by_prefix and settings.session_header is None:
+            return None
+        return Affinity(settings.session_header, settings.prefix_length if by_prefix else 0)
 
     @property
     def only(self) -> TargetPlan:

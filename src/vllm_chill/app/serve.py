@@ -9,16 +9,20 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.api.version import Build
+from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
+from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.world import open_ground
 from vllm_chill.control.autoscaler import Autoscalers
@@ -68,6 +72,15 @@ def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
                 yield served.name, endpoint
 
 
+def _meters(settings: Settings) -> AbstractAsyncContextManager[Meters]:
+    return open_meters(
+        pods=settings.backend == "kubernetes",
+        gpu_stats_url=settings.gpu_stats_url,
+        prometheus_url=settings.prometheus_url,
+        token_file=None if settings.prometheus_token_file is None else Path(settings.prometheus_token_file),
+    )
+
+
 def _busy(directory: Directory) -> int:
     return sum(served.controller.target.waiting + served.controller.target.in_flight for served in directory)
 
@@ -94,19 +107,31 @@ async def serve(
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
-        maker = TargetMaker(plan, metrics, pool, budget, recorders)
+        autoscalers = Autoscalers()
+        meters = await stack.enter_async_context(_meters(settings))
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders)
         if plan.catalogue is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
-            directory, fleet, work = Directory(budget, made.served), None, made.run
+            directory, fleet, serve_targets = Directory(budget, made.served), None, made.run
         else:
             directory = Directory(budget, default=settings.model_id)
             fleet = Fleet(plan.rules, metrics.switched)
             models = ServedModels(
-                plan, directory, fleet, lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry))
+                plan,
+                directory,
+                fleet,
+                lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry)),
+                autoscalers.review,
             )
-            work = partial(models.run, partial(ground.tell_models, models))
+            serve_targets = partial(models.run, partial(ground.tell_models, models))
+        targets = ProxyTargets(plan, directory, meters, metrics, lambda ref: ground.world(ref, None))
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(serve_targets())
+                tasks.create_task(ground.follow_policies(autoscalers, targets))
+
         proxy = ProxyHandler(directory, pool, metrics, options)
-        autoscalers = Autoscalers()
         admin = AdminApi(
             directory,
             proxy.scrape,

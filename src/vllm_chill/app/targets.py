@@ -7,24 +7,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from vllm_chill.app.meters import Meters
 from vllm_chill.app.plan import Plan, TargetPlan
 from vllm_chill.app.world import World
+from vllm_chill.control.autoscaler import Autoscaler, Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
-from vllm_chill.control.prober import Probing, ProbingBackend
+from vllm_chill.control.meter import Meter
+from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
 from vllm_chill.core.call import Call
+from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.models import check_model
-from vllm_chill.core.target import Endpoint, Target
+from vllm_chill.core.readiness import health_found
+from vllm_chill.core.target import Endpoint, Stage, Target
 from vllm_chill.ports import Recorder
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.proxy.hold_terms import HoldOptions
 from vllm_chill.proxy.probe import Prober
 from vllm_chill.proxy.served import Served
 from vllm_chill.proxy.upstream import UpstreamPool
+from vllm_chill.telemetry.ejections import EjectionRecord
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.replica_metrics import Scaled
 from vllm_chill.telemetry.start_record import StartRecord
 
 
@@ -95,6 +103,20 @@ def hold_desk(
     )
 
 
+def figures_of(autoscaler: Autoscaler, meter: Meter) -> Scaled:
+    """What is told of a target's replicas as metrics."""
+    controller = autoscaler.controller
+
+    def recommended() -> int | None:
+        return None if autoscaler.decision is None else autoscaler.decision.replicas
+
+    return Scaled(meter.figures, controller.now, lambda: desired_replicas(controller.target), recommended)
+
+
+def _wall() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """A target that is served while `run` runs; that ends what it runs on when it is cancelled."""
@@ -107,12 +129,21 @@ class TargetMaker:
     """Makes what serves targets of one proxy."""
 
     def __init__(
-        self, plan: Plan, metrics: Metrics, pool: UpstreamPool, budget: Budget, recorders: Sequence[Recorder] = ()
+        self,
+        plan: Plan,
+        metrics: Metrics,
+        pool: UpstreamPool,
+        budget: Budget,
+        meters: Meters,
+        autoscalers: Autoscalers,
+        recorders: Sequence[Recorder] = (),
     ) -> None:
         self._plan = plan
         self._metrics = metrics
         self._pool = pool
         self._budget = budget
+        self._meters = meters
+        self._autoscalers = autoscalers
         self._recorders = recorders
         self._prober = Prober(pool)
 
@@ -132,20 +163,35 @@ class TargetMaker:
             target.bounds,
             lambda: starts.retry_after(controller.now()),
         )
+        controller.observe_only = self._plan.observe_only
+        controller.ejector.look = self._is_healthy
+        controller.ejector.recorder = EjectionRecord(target.ref, self._metrics)
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
         model = None if target.entry is None else target.entry.name
         self._metrics.follow(lambda: controller.target, controller.now, model)
+        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
+        meter = self._meters.of(controller)
+        autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
+        self._metrics.replicas.follow(target.ref, figures_of(autoscaler, meter))
 
         async def run() -> None:
+            self._autoscalers.add(autoscaler)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     if world.history is not None:
                         tasks.create_task(starts.keep(world.history))
                     tasks.create_task(controller.run())
+                    tasks.create_task(meter.run())
+                    tasks.create_task(autoscaler.run())
             finally:
+                self._autoscalers.remove(served.name)
                 await world.close()
                 if model is not None:
                     self._metrics.forget(target.ref)
 
-        return Made(Served(controller, desk, starts, knowledge, target.entry), run)
+        return Made(served, run)
+
+    async def _is_healthy(self, endpoint: Endpoint) -> bool:
+        answer = await self._prober.ask(endpoint, self._plan.settings.health_path, TIMEOUT_SECONDS)
+        return health_found(answer) is Stage.LISTING

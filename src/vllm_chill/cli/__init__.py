@@ -1,4 +1,4 @@
-"""The command line: `vllm-chill serve | status | models | switch | wake | sleep | scaling | crd | demo | version`."""
+"""The command line: `vllm-chill` and its commands, serve before all."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _COMMANDS = {
     "switch": "models:switch",
     "wake": "models:wake",
     "sleep": "models:sleep",
+    "decide": "decide:decide_command",
     "scaling": "scaling:scaling",
     "crd": "crd:print_crd",
     "demo": "demo:demo",

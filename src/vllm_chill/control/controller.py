@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from msgspec import Struct
+
+from vllm_chill.control.ejection import Ejector
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import leaving, warm
-from vllm_chill.core.admission import Priority, Seats, Waiter, WaitingRoom
+from vllm_chill.core.admission import Priority, Waiter, WaitingRoom
+from vllm_chill.core.balancing import HashedSeats, Seats
 from vllm_chill.core.events import (
     Arrived,
     Event,
@@ -79,16 +83,13 @@ _AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
 
 
-class Lease:
+class Lease(Struct, eq=False):
     """One request's hold on a replica of a ready target, until its last byte. A context manager; `release` may come
     twice.
     """
 
-    __slots__ = ("_release", "endpoint")
-
-    def __init__(self, endpoint: Endpoint, release: Callable[[Endpoint], None]) -> None:
-        self.endpoint = endpoint
-        self._release: Callable[[Endpoint], None] | None = release
+    endpoint: Endpoint
+    _release: Callable[[Endpoint], None] | None
 
     def release(self) -> None:
         """End the lease."""
@@ -104,21 +105,26 @@ class Lease:
 
 
 class Ticket(Waiter):
-    """A caller's place among those who wait for a lease. For one wait."""
+    """A caller's place among those who wait for a lease, for one wait. `key_of_replica`: its key in core.balancing."""
 
-    __slots__ = ("lease",)
+    __slots__ = ("key_of_replica", "lease")
 
-    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL) -> None:
+    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL, key_of_replica: int | None = None) -> None:
         super().__init__(key, priority)
+        self.key_of_replica = key_of_replica
         self.lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number)."""
+    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number).
+
+    `load_factor` is that of core.balancing.HashedSeats, None where no request has a key.
+    """
 
     waiting: int = 1000
     in_flight: int | None = None
+    load_factor: float | None = None
 
 
 class ScaleController:
@@ -142,7 +148,8 @@ class ScaleController:
         self._recorder = recorder
         self._clock = asyncio.get_running_loop().time
         self._room: WaitingRoom[Ticket] = WaitingRoom()
-        self._seats = Seats(self._bounds.in_flight)
+        self.ejector = Ejector(lambda: self.endpoints, self._serve_soon)
+        self._seats = _seats(self._bounds, self.ejector)
         self._serving: asyncio.Handle | None = None
         self._positions: dict[Ticket, int] = {}
         self._positions_at = -math.inf
@@ -182,6 +189,17 @@ class ScaleController:
         self.tick()
 
     @property
+    def bounds(self) -> Bounds:
+        """How many callers may wait, and how many requests a replica has."""
+        return self._bounds
+
+    @bounds.setter
+    def bounds(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._seats.limit = bounds.in_flight
+        self._serve_soon()
+
+    @property
     def synced(self) -> bool:
         """Whether the backend has told the state of the target."""
         return not isinstance(self._target.phase, Unknown)
@@ -208,6 +226,7 @@ class ScaleController:
             tasks.create_task(self._backend.watch(self._target.ref, self))
             tasks.create_task(self._actuate())
             tasks.create_task(keep_time(self))
+            tasks.create_task(self.ejector.run())
 
     # What the backend tells (ports.Observer), and the clock.
 
@@ -220,6 +239,8 @@ class ScaleController:
         if before is not None:
             for endpoint in observation.departed_from(before):
                 self._recorder.departed(endpoint)
+                self._seats.forget(endpoint)
+                self.ejector.forget(endpoint)
 
     def lost(self, cause: str) -> None:
         """Take that the target cannot be seen at present."""
@@ -241,22 +262,25 @@ class ScaleController:
 
     # What callers ask for.
 
-    def lease_now(self, besides: Endpoint | None = None) -> Lease | None:
+    def lease_now(self, besides: Endpoint | None = None, key: int | None = None) -> Lease | None:
         """A lease if the target is ready, a replica has room and nobody waits, without waiting; not on the replica
-        `besides` if there is another.
+        `besides` if there is another. `key` is that of the request in core.balancing, if it has one.
         """
         leased = warm.leased(self._target)
         if leased is None:
             return None
         assert leased.observed is not None
-        endpoints = leased.observed.endpoints
-        if besides is not None:
-            endpoints = tuple(endpoint for endpoint in endpoints if endpoint != besides) or endpoints
-        endpoint = self._seats.take(endpoints)
+        endpoint = self._seats.take(leased.observed.endpoints, key, besides)
         if endpoint is None:
             return None
         self._target = leased
         return Lease(endpoint, self._release)
+
+    def eject(self, endpoint: Endpoint, cause: str) -> None:
+        """Take a replica that took no connection, or broke it before it answered, out of the turn for a while; `cause`
+        is a clause.
+        """
+        self.ejector.failed(endpoint, cause)
 
     @property
     def full(self) -> bool:
@@ -358,6 +382,13 @@ class ScaleController:
             or bool(self._target.sent)
             or (seen is not None and bool(seen.replicas or seen.live or seen.terminating))
         )
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas have GPUs, or are about to: those that are asked for, and those that are there."""
+        target, seen = self._target, self._target.observed
+        there = max(seen.replicas, seen.live + seen.terminating) if seen is not None else 0
+        return max(there, target.sent or 0, desired_replicas(target) or 0)
 
     def hold_back(self, by: str, cause: str) -> None:
         """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause."""
@@ -512,11 +543,12 @@ class ScaleController:
                 case Refuse() as refuse:
                     self._refuse_next(self._refusal(refuse))
                 case Serve(endpoints):
-                    endpoint = self._seats.take(endpoints)
+                    ticket = self._room.first
+                    assert ticket is not None
+                    endpoint = self._seats.take(endpoints, ticket.key_of_replica)
                     if endpoint is None:
                         return
-                    ticket = self._room.next()
-                    assert ticket is not None
+                    self._room.next()
                     self._apply(Granted())
                     lease = Lease(endpoint, self._release)
                     if ticket.lease.done():
@@ -673,6 +705,12 @@ class ScaleController:
                     await self._write_wanted.wait()
         except TimeoutError:
             return
+
+
+def _seats(bounds: Bounds, ejector: Ejector) -> Seats:
+    if bounds.load_factor is None:
+        return Seats(bounds.in_flight, ejector.outliers.out)
+    return HashedSeats(bounds.in_flight, ejector.outliers.out, load_factor=bounds.load_factor)
 
 
 def _wake_all(queue: set[asyncio.Future[None]]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.core.switching import Claim, Plan, Rules, Standing, contends, excludes, plan, too_large
+from vllm_chill.core.switching import Claim, Plan, Rules, Standing, contends, excludes, most_replicas, plan, too_large
 from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, SleepReason, Waking
 
 _TURN = "turn"
@@ -97,6 +97,14 @@ class Fleet:
         own = self._members[name].claim
         others = (member.claim for member in self._members.values() if member.claim.name != name)
         return tuple(claim.name for claim in others if excludes(own, claim, self._rules))
+
+    def most_replicas(self, name: str) -> int | None:
+        """How many replicas the GPU budget has room for, beside the models that are awake or wait; None for any."""
+        member = self._members.get(name)
+        if member is None:
+            return None
+        others = [_standing(other) for other in self._members.values() if other is not member]
+        return most_replicas(member.claim, others, self._rules)
 
     async def switch(self, name: str, *, wake: bool, wait: bool) -> None:
         """Make a model the active one: the one before, and those that it excludes, sleep once their leases have ended.
@@ -183,8 +191,11 @@ def _standing(member: _Member) -> Standing:
                 unused_since = since
             case Waking(since=since, for_callers=True):
                 unused_since = since
+    claim = member.claim
+    if holds and (replicas := controller.replicas) > 1:
+        claim = replace(claim, gpus=claim.gpus * replicas)
     return Standing(
-        member.claim,
+        claim,
         holds=holds,
         wants_since=member.wants_since if isinstance(phase, Queued) else None,
         ready_since=phase.since if isinstance(phase, Ready) else None,

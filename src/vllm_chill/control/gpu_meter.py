@@ -33,7 +33,7 @@ class GpuMeter:
     async def run(self) -> None:
         """Read while somebody has asked within the last minute, until cancelled; after a failure less often."""
         while True:
-            if self._now() - self._wanted_at < _WANTED_SECONDS:
+            if self._sources and self._now() - self._wanted_at < _WANTED_SECONDS:
                 await self._look()
             await asyncio.sleep(READ_SECONDS if self.failure is None else _PAUSE_SECONDS)
 

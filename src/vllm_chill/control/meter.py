@@ -139,7 +139,9 @@ class Meter:
         )
 
     def trouble(self, query: str) -> str | None:
-        """Why an expression had no answer when it was asked last."""
+        """Why an expression had no answer when it was asked last; None if it had one, or was not asked yet."""
+        if self._query is None:
+            return "no Prometheus is known that could be asked"
         asked = self._asked.get(query)
         return None if asked is None else asked.failure
 

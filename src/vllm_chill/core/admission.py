@@ -1,4 +1,4 @@
-"""Who waits for a target, who is next, and which replica has room. Time and tasks are somebody else's.
+"""Who waits for a target, and who is next. Time and tasks are somebody else's.
 
 The rule of the order: classes one after the other; within a class the keys take turns; within a key the first come is
 the first served. So one caller with a thousand requests delays another caller's one by one, not by a thousand.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Generic, TypeVar
-
-from vllm_chill.core.target import Endpoint
 
 
 class Priority(enum.IntEnum):
@@ -65,17 +63,24 @@ class WaitingRoom(Generic[W]):
         if not queue:
             del keys[waiter.key]
 
-    def next(self) -> W | None:
-        """Take out who is next, if anybody waits."""
+    @property
+    def first(self) -> W | None:
+        """Who is next, if anybody waits."""
         for keys in self._classes:
             if keys:
-                key, queue = next(iter(keys.items()))
-                waiter = next(iter(queue))
-                self.leave(waiter)
-                if queue:
-                    keys.move_to_end(key)
-                return waiter
+                return next(iter(next(iter(keys.values()))))
         return None
+
+    def next(self) -> W | None:
+        """Take out who is next, if anybody waits."""
+        waiter = self.first
+        if waiter is not None:
+            keys = self._classes[waiter.priority]
+            queue = keys[waiter.key]
+            self.leave(waiter)
+            if queue:
+                keys.move_to_end(waiter.key)
+        return waiter
 
     def order(self) -> Iterator[W]:
         """All of them, in the order in which `next` would give them."""
@@ -89,39 +94,3 @@ class WaitingRoom(Generic[W]):
                         yield waiter
                         left.append(turn)
                 turns = left
-
-
-class Seats:
-    """How many requests each replica has, of at most `limit` (None: any number)."""
-
-    __slots__ = ("_limit", "_taken")
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
-        self._taken: dict[Endpoint, int] = {}
-
-    def taken(self, endpoint: Endpoint) -> int:
-        """The requests that it has."""
-        return self._taken.get(endpoint, 0)
-
-    def take(self, endpoints: Sequence[Endpoint]) -> Endpoint | None:
-        """A place on the one that has the fewest, the first of equals; None if all are full."""
-        if len(endpoints) == 1:
-            found = endpoints[0]
-        elif endpoints:
-            found = min(endpoints, key=self.taken)
-        else:
-            return None
-        taken = self._taken.get(found, 0)
-        if self._limit is not None and taken >= self._limit:
-            return None
-        self._taken[found] = taken + 1
-        return found
-
-    def give_back(self, endpoint: Endpoint) -> None:
-        """End one request's place there."""
-        taken = self._taken[endpoint] - 1
-        if taken:
-            self._taken[endpoint] = taken
-        else:
-            del self._taken[endpoint]

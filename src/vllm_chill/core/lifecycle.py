@@ -200,7 +200,7 @@ def _left(target: Target, now: float, limits: Limits) -> Target:
 
 def _idle_from(target: Target, now: float) -> Target:
     if isinstance(target.phase, Ready) and _unused(target):
-        return changed(target, phase=replace(target.phase, idle_since=now))
+        return changed(target, phase=Ready(target.phase.since, now))
     return target
 
 

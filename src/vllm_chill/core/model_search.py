@@ -11,6 +11,7 @@ import re
 from typing import Protocol
 
 from vllm_chill.core.call import not_a_name, not_an_object, not_json
+from vllm_chill.core.json_text import NESTED, SCALAR, SPACE, past, past_text
 from vllm_chill.errors import BadRequest
 
 
@@ -33,14 +34,6 @@ def no_model_within(size: int) -> BadRequest:
         f'the request names no model in the first {size} bytes of its body; put "model" first, or raise --model-limit'
     )
 
-
-# Possessive, so that time is linear whatever comes.
-_SPACE = re.compile(rb"[ \t\r\n]*+")
-_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_SCALAR = re.compile(rb"[-+.0-9A-Za-z]*+")
-# Of texts only the short ones: to look for the quote of a long one is much faster, unless it has many within it.
-_NESTED = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]{0,40}+")*+')
-_QUOTES_BY_HAND = 8
 
 _MODEL = b"model"
 _LONGEST_KEY = 6 * len(_MODEL)  # each letter written as an escape
@@ -103,7 +96,7 @@ class JsonSearch:
 
     def _next(self) -> int | None:
         """The next byte that is no space, which is not taken; None if it has yet to come."""
-        at = self._at = _past(_SPACE, self._data, self._at)
+        at = self._at = past(SPACE, self._data, self._at)
         return self._data[at] if at < len(self._data) else None
 
     def _begin(self) -> None:
@@ -158,7 +151,7 @@ class JsonSearch:
             self._at += 1
             self._depth = 1
             self._step = self._in_nested
-        elif _past(_SCALAR, self._data, self._at) > self._at:
+        elif past(SCALAR, self._data, self._at) > self._at:
             self._step = self._in_scalar
         else:
             raise self._broken()
@@ -187,7 +180,7 @@ class JsonSearch:
             self._step = self._in_nested if self._depth else self._after_value
 
     def _in_scalar(self) -> None:
-        self._at = _past(_SCALAR, self._data, self._at)
+        self._at = past(SCALAR, self._data, self._at)
         if self._at < len(self._data):
             self._step = self._after_value
 
@@ -195,14 +188,14 @@ class JsonSearch:
         data, at, depth = self._data, self._at, self._depth
         self._step = self._in_nested
         # In one loop and not step by step, as there may be millions of brackets.
-        while depth and (at := _past(_NESTED, data, at)) < len(data):
+        while depth and (at := past(NESTED, data, at)) < len(data):
             byte = data[at]
             at += 1
             if byte in _OPENING:
                 depth += 1
             elif byte != _QUOTE:
                 depth -= 1
-            elif (end := _past_text(data, at)) < len(data) and data[end] == _QUOTE:
+            elif (end := past_text(data, at)) < len(data) and data[end] == _QUOTE:
                 at = end + 1
             else:
                 self._step = self._in_text
@@ -231,7 +224,7 @@ class JsonSearch:
         if self._escaped:
             self._escaped = False
             at += 1
-        at = _past_text(data, at)
+        at = past_text(data, at)
         closed = at < len(data) and data[at] == _QUOTE
         self._escaped = at < len(data) and not closed  # a backslash that is the last byte
         if self._kept is not None:
@@ -243,28 +236,6 @@ class JsonSearch:
 
     def _broken(self) -> BadRequest:
         return not_json(f"it is broken at byte {self._seen + self._at + 1}")
-
-
-def _past(pattern: re.Pattern[bytes], data: bytes, at: int = 0) -> int:
-    """Where a match ends of a pattern that also matches nothing."""
-    found = pattern.match(data, at)
-    assert found is not None
-    return found.end()
-
-
-def _past_text(data: bytes, at: int) -> int:
-    """Where a text stops, whose inside begins there: at its quote, a backslash that is the last byte, or the end."""
-    for _ in range(_QUOTES_BY_HAND):
-        end = data.find(b'"', at)
-        stop = len(data) if end < 0 else end
-        escaped = 0
-        if stop > at and data[stop - 1] == _BACKSLASH:
-            inside = data[at:stop]
-            escaped = (len(inside) - len(inside.rstrip(b"\\"))) % 2
-        if end < 0 or not escaped:
-            return stop - escaped
-        at = end + 1
-    return _past(_TEXT, data, at)
 
 
 def _is_model(key: bytes) -> bool:
@@ -320,7 +291,7 @@ class FormSearch:
         if kept[:2] == b"--":
             self.over = True
             return False
-        end = _past(_PADDING, kept)
+        end = past(_PADDING, kept)
         if end <= _PADDING_BYTES and len(kept) < end + 2 and kept[end:] in (b"", b"\r", b"-"):
             return False
         if end <= _PADDING_BYTES and kept[end : end + 2] == b"\r\n":

@@ -88,7 +88,7 @@ def status_of(facts: Facts, before: Mapping[str, Any], generation: int, at: str)
         "message": _message(facts),
         "observedGeneration": generation,
         "replicas": seen.live if seen is not None else 0,
-        "conditions": _conditions_since(_conditions(facts), before.get("conditions") or (), generation, at),
+        "conditions": conditions_since(_conditions(facts), before.get("conditions") or (), generation, at),
     }
     if facts.last_wake_seconds is not None:
         status["lastWakeSeconds"] = round(facts.last_wake_seconds, 1)
@@ -184,9 +184,12 @@ def _clash(clashes: Iterable[Clash]) -> str:
     return f"it is not served under every name: {claims}"
 
 
-def _conditions_since(
+def conditions_since(
     conditions: Sequence[Condition], before: Iterable[Mapping[str, Any]], generation: int, at: str
 ) -> list[Json]:
+    """Conditions as objects have them; one whose status is as in `before` has been so since then, any other since
+    `at`.
+    """
     known = {condition.get("type"): condition for condition in before}
     told = []
     for condition in conditions:

@@ -32,7 +32,8 @@ class Claim:
 class Standing:
     """How a model is at one moment. Times are seconds on one clock.
 
-    `holds`: something of it runs or may yet, so that its GPUs are taken. `wants_since`: it waits for its turn since
+    `holds`: something of it runs or may yet, so that its GPUs are taken; the claim's are then those of all its
+    replicas. `wants_since`: it waits for its turn since
     then. `ready_since` and `unused_since` are None where it is not ready, or is used. `leaving`: it is on its way out.
     """
 
@@ -99,6 +100,19 @@ def excludes(one: Claim, other: Claim, rules: Rules) -> bool:
     if budget is None or one.pool != other.pool or not one.gpus or not other.gpus:
         return False
     return one.gpus + other.gpus > budget
+
+
+def most_replicas(claim: Claim, others: Sequence[Standing], rules: Rules) -> int | None:
+    """How many replicas this model may have beside the others as they are; None for any number, and never none.
+
+    What another one that waits would need is left for it, so that replicas give way to models.
+    """
+    budget = rules.budgets.get(claim.pool)
+    if budget is None or not claim.gpus:
+        return None
+    in_pool = (one for one in others if one.claim.pool == claim.pool)
+    wanted = sum(one.claim.gpus for one in in_pool if one.holds or one.wants_since is not None)
+    return max(1, (budget - wanted) // claim.gpus)
 
 
 def plan(standings: Sequence[Standing], rules: Rules, now: float) -> Plan:

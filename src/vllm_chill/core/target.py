@@ -202,9 +202,10 @@ class Waking:
     for_callers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Requests are served. `idle_since` is when the last of them ended, or when the target became ready."""
+class Ready(Struct, frozen=True):
+    """Requests are served. `idle_since` is when the last of them ended, or when the target became ready. A Struct, as
+    Target is.
+    """
 
     since: float
     idle_since: float

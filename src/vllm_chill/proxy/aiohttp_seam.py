@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
 from aiohttp.web import BaseRequest, RequestPayloadError, Server
 from aiohttp.web_protocol import RequestHandler
 
@@ -177,6 +178,11 @@ def connection_of(request: BaseRequest) -> ClientConnection:
     protocol = request.protocol
     assert isinstance(protocol, ClientConnection)
     return protocol
+
+
+def arrived(payload: StreamReader) -> bytes:
+    """What has come of a body of which nothing was read; it is there to be read all the same."""
+    return b"".join(payload._buffer)
 
 
 async def drain(protocol: RequestHandler) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_chill.control.controller import Lease
+from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
@@ -50,6 +51,8 @@ class Attempts:
         "_controller",
         "_desk",
         "_held",
+        "_key",
+        "_key_of",
         "_lost",
         "_metrics",
         "_patience",
@@ -67,6 +70,8 @@ class Attempts:
         self._controller = controller
         self._desk = choice.served.desk
         self._caller = caller
+        self._key_of = choice.key_of
+        self._key: int | None = None
         self._metrics = metrics
         self._held = False
         self._lost: Endpoint | None = None
@@ -80,10 +85,12 @@ class Attempts:
         """A lease for the next attempt, held back until the target is ready, and on another replica than the last
         attempt's if that can be had at once. Raises as HoldDesk.lease does.
         """
-        lease = self._controller.lease_now(self._lost)
+        if self._key_of is not None:
+            self._key, self._key_of = self._key_of(self._caller), None
+        lease = self._controller.lease_now(self._lost, self._key)
         if lease is None:
             again, self._held = self._held, True
-            lease = await self._desk.lease(self._caller, again=again)
+            lease = await self._desk.lease(self._caller, again=again, key_of_replica=self._key)
         self._began = self._controller.now()
         return lease
 
@@ -97,8 +104,24 @@ class Attempts:
         if self._held:
             self._desk.answered()
 
+    def ended(self, endpoint: Endpoint, status: int) -> None:
+        """The response is whole, with this status."""
+        ejector = self._controller.ejector
+        if status >= FIRST_GATEWAY_ERROR or ejector.suspects:
+            ejector.answered(endpoint, status)
+
+    def failed(self, failure: ChillError, lost: Endpoint) -> None:
+        """An attempt has failed there, which may be the replica's fault."""
+        if isinstance(failure, StaleConnection) and not self.fresh:
+            return
+        if isinstance(failure, UpstreamRefused):
+            self._controller.eject(lost, "it took no connection")
+        elif isinstance(failure, UpstreamReset):
+            self._controller.eject(lost, "it broke the connection before it answered")
+
     async def after(self, failure: ChillError, lost: Endpoint, *, replayable: bool) -> None:
         """Return when it is time for another attempt. Raises the failure if there is none to be had."""
+        self.failed(failure, lost)
         if not replayable:
             raise failure
         if isinstance(failure, StaleConnection) and not self.fresh:

@@ -12,8 +12,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web import BaseRequest, RequestPayloadError
 
+from vllm_chill.core.prompt import LOOKED_INTO_BYTES
 from vllm_chill.errors import BadRequest
-from vllm_chill.proxy.aiohttp_seam import message_of
+from vllm_chill.proxy.aiohttp_seam import arrived, message_of
 
 KEPT_BYTES = 1 << 20
 
@@ -103,6 +104,14 @@ class RequestBody:
             return len(self._whole)
         ahead = len(self._ahead)
         return ahead + (0 if self._ended else min(self.length - ahead if self.length else streamed, streamed))
+
+    @property
+    def opening(self) -> bytes:
+        """What is here of its beginning, while none of it was sent; nothing more is read for that."""
+        whole = self.whole
+        if whole is not None:
+            return whole[:LOOKED_INTO_BYTES]
+        return bytes((self._ahead or self._kept or b"")[:LOOKED_INTO_BYTES]) or arrived(self._payload)
 
     @property
     def whole(self) -> bytes | None:

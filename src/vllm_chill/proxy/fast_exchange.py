@@ -16,6 +16,8 @@ from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.controller import Lease
 from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import Naming
+from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
+from vllm_chill.core.prompt import LOOKED_INTO_BYTES
 from vllm_chill.core.routing import Route, route_of
 from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
@@ -153,6 +155,11 @@ class FastExchange(Exchange):
         return bytes(self._request[self._plain.start :])
 
     @property
+    def opening(self) -> bytes:
+        start = self._plain.start
+        return bytes(self._request[start : start + LOOKED_INTO_BYTES])
+
+    @property
     def held_bytes(self) -> int:
         return self._plain.length or 0
 
@@ -186,9 +193,8 @@ class FastExchange(Exchange):
 
     def start(self, data: bytes, now: float) -> None:
         """Take the first bytes: the head, and what there is behind it."""
-        _, start, length = self._plain
-        size = length or 0
-        end = start + size
+        size = self._plain.length or 0
+        end = self._plain.start + size
         if len(data) < end:
             self._missing = end
             try:
@@ -228,7 +234,8 @@ class FastExchange(Exchange):
         choice = self._choice or self._choose(request)
         if choice is None:
             return
-        lease = self._lease = choice.lease_now()
+        key_of = choice.key_of
+        lease = self._lease = choice.lease_now() if key_of is None else choice.lease_now(None, key_of(self))
         if lease is not None and (choice.adapter is None or lane.adapters.has(lease.endpoint, choice.adapter)):
             connection = lane.pool.take(lease.endpoint)
             if connection is not None:
@@ -238,7 +245,7 @@ class FastExchange(Exchange):
 
     def _choose(self, request: bytes) -> Choice | None:
         """Where the request goes, which is whole; None if that is settled here."""
-        head, start, _ = self._plain
+        head, start = self._plain.head, self._plain.start
         naming = head.naming or head.find_naming()
         try:
             choice = self._connection.lane.directory.choose(naming.model(request[start:]))
@@ -259,17 +266,16 @@ class FastExchange(Exchange):
         self._connection.hand_on(bytes(self._request))
 
     def _send(self, connection: UpstreamConnection, now: float) -> None:
-        head, start, length = self._plain
-        lease = self._lease
+        plain, lease = self._plain, self._lease
         assert lease is not None
         self.take(connection, lease.endpoint)
         peer, scheme = self._connection.peer
-        written = head.for_upstream(length, lease.endpoint, peer, scheme)
+        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme)
         if len(self._request) < WRITTEN_AT_ONCE:
-            connection.transport.write(written + self._request[start:])
+            connection.transport.write(written + self._request[plain.start :])
         else:
             connection.transport.write(written)
-            connection.transport.write(memoryview(self._request)[start:])
+            connection.transport.write(memoryview(self._request)[plain.start :])
         self._sent_until_now(now)
 
     def _sent_until_now(self, now: float) -> None:
@@ -357,7 +363,12 @@ class FastExchange(Exchange):
             lane = connection.lane
             if self.aborted:
                 lane.aborted()
-            now = self._count(framing.status)
+            choice, status = self._choice, framing.status
+            assert choice is not None
+            if status >= FIRST_GATEWAY_ERROR or choice.suspects:
+                assert self._endpoint is not None
+                choice.served.controller.ejector.answered(self._endpoint, status)
+            now = self._count(status)
             connection.over(now, keep_alive=framing.keep_alive and not lane.counter.draining, unread=self._missing > 0)
 
     def _cut(self, failure: ChillError) -> None:
@@ -518,4 +529,7 @@ class FastUpload(FastExchange):
 
     def _again(self, failure: ChillError) -> None:
         assert isinstance(failure, AnswerableError)
+        assert self._attempts is not None
+        assert self._endpoint is not None
+        self._attempts.failed(failure, self._endpoint)
         self._answer(failure)

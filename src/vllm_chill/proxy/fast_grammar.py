@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 from weakref import WeakValueDictionary
+
+from msgspec import Struct
 
 from vllm_chill.core.naming import Naming, naming_of
 from vllm_chill.core.routing import Route, is_health_checker, route_of
@@ -117,14 +118,14 @@ class PlainHead:
         start = len(before)
         if after is None:
             return PlainRequest(self, start, None)
-        end = data.find(b"\r", start, start + 12)
-        length = _LENGTH.fullmatch(data, start, end) if end > 0 else None
-        if length is None or not data.startswith(after, end):
+        end = data.find(b"\r", start, start + 11)
+        digits = data[start:end] if end > 0 and data.startswith(after, end) else b""
+        if not digits.isdigit() or (digits[0] == 0x30 and len(digits) > 1):
             return None
-        return PlainRequest(self, end + len(after), int(length[0]))
+        return PlainRequest(self, end + len(after), int(digits))
 
 
-class PlainRequest(NamedTuple):
+class PlainRequest(Struct, frozen=True):
     """A request that was read: its body is from `start` on; `length` is None if none was said."""
 
     head: PlainHead

@@ -141,11 +141,11 @@ class FastConnection(asyncio.Protocol):
         if request is None or not request.head.proxied:
             self._leave_lane(data)
             return
-        self._head, start, length = request
+        self._head = request.head
         begun = self.loop.time()
         lane.counter.begun()
-        size = length or 0
-        streamed = size > lane.body_bytes or (len(data) < start + size and lane.streams(size))
+        size = request.length or 0
+        streamed = size > lane.body_bytes or (len(data) < request.start + size and lane.streams(size))
         kind = FastUpload if streamed else FastExchange
         exchange = self._exchange = kind(self, request, begun)
         exchange.start(data, begun)

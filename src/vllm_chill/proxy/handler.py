@@ -186,6 +186,7 @@ class ProxyHandler:
                 except (UpstreamRefused, UpstreamReset) as error:
                     failure = error
                 else:
+                    attempts.ended(lease.endpoint, response.status)
                     if response.cut is not None:
                         self._metrics.responses_cut.inc()
                     if response.aborted:
@@ -223,6 +224,10 @@ class _Caller:
     @property
     def body(self) -> bytes:
         return self._body.whole or b""
+
+    @property
+    def opening(self) -> bytes:
+        return self._body.opening
 
     @property
     def held_bytes(self) -> int:

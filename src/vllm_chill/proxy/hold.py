@@ -25,8 +25,8 @@ STREAMED_BYTES = 384 * 1024
 
 
 class Caller(Protocol):
-    """A request that may be held, as either lane has it. `body` is all of it, empty if it is streamed; `held_bytes` is
-    how much of it there is in memory, at most.
+    """A request that may be held, as either lane has it. `body` is all of it, empty if it is streamed; `opening` as in
+    affinity.Asker; `held_bytes` is how much of it there is in memory, at most.
     """
 
     committed: Committed | None
@@ -36,6 +36,8 @@ class Caller(Protocol):
     def peer_address(self) -> str: ...
     @property
     def body(self) -> bytes: ...
+    @property
+    def opening(self) -> bytes: ...
     @property
     def held_bytes(self) -> int: ...
     def field(self, name: str) -> str | None:
@@ -119,8 +121,8 @@ class HoldDesk:
         """Whether a request that comes now has to wait."""
         return self._controller.endpoint is None or self._controller.target.waiting > 0
 
-    async def lease(self, caller: Caller, *, again: bool) -> Lease:
-        """A lease for who could not have one at once; `again`: it was looked at before.
+    async def lease(self, caller: Caller, *, again: bool, key_of_replica: int | None = None) -> Lease:
+        """A lease for who could not have one at once; `again`: it was looked at before. `key_of_replica` as in Ticket.
 
         Raises BadRequest and what `check` raises, HoldRefused if the caller does not want to wait, HoldBudgetSpent,
         and whatever ScaleController.lease raises.
@@ -138,7 +140,7 @@ class HoldDesk:
         key, priority = turn(
             options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
         )
-        ticket, size = Ticket(key, priority), caller.held_bytes
+        ticket, size = Ticket(key, priority, key_of_replica), caller.held_bytes
         self.budget.take(size)
         beats = granted.beats if takes_beats(caller.field("Accept")) else None
         heart = _Heart(self, caller, beats, ticket) if beats is not None else None

@@ -6,14 +6,19 @@ has but one target the name does not matter to it, and no request is looked into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from vllm_chill.control.controller import Lease, ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.core.balancing import salt_of
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
 from vllm_chill.core.models import model_not_found
+from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
+from vllm_chill.proxy.affinity import Affinity, Asker
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
 
@@ -21,7 +26,7 @@ from vllm_chill.telemetry.start_record import StartRecord
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
     """One scale target with all that its requests meet. `entry` is its model in the catalogue; None where the proxy
-    has one target and no catalogue.
+    has one target and no catalogue. `affinity` says which requests should meet at one replica, None if none need to.
     """
 
     controller: ScaleController
@@ -29,6 +34,7 @@ class Served:
     starts: StartRecord
     knowledge: ModelKnowledge
     entry: ModelEntry | None = None
+    affinity: Affinity | None = None
 
     @property
     def name(self) -> str:
@@ -41,21 +47,35 @@ class Served:
         return self.entry is not None and self.entry.rewrites_tool_calls
 
 
+class LeaseNow(Protocol):
+    """ScaleController.lease_now."""
+
+    def __call__(self, besides: Endpoint | None = None, key: int | None = None) -> Lease | None: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
     """Where a request goes: its target, and the adapter that has to be loaded there before, if it asks for one.
 
-    `lease_now` is the target's, and `rewrites` as in Served: here as well, as each request asks for them.
+    `salt` is that of the adapter, whether it has to be loaded or not. `lease_now` and `suspects` are the target's,
+    `rewrites` as in Served, and `key_of` gives a request's key in core.balancing, None if no request has one: here as
+    well, as each request asks for them.
     """
 
     served: Served
     adapter: Adapter | None = None
-    lease_now: Callable[[], Lease | None] = field(init=False)
+    salt: int = 0
+    lease_now: LeaseNow = field(init=False)
     rewrites: bool = field(init=False)
+    key_of: Callable[[Asker], int | None] | None = field(init=False)
+    suspects: Collection[Endpoint] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lease_now", self.served.controller.lease_now)
-        object.__setattr__(self, "rewrites", self.served.rewrites)
+        served, affinity = self.served, self.served.affinity
+        object.__setattr__(self, "lease_now", served.controller.lease_now)
+        object.__setattr__(self, "rewrites", served.rewrites)
+        object.__setattr__(self, "key_of", None if affinity is None else partial(affinity.key, salt=self.salt))
+        object.__setattr__(self, "suspects", served.controller.ejector.suspects)
 
 
 class Directory:
@@ -85,8 +105,9 @@ class Directory:
         self._choices = {}
         for name, entry in catalogue.by_name():
             if (found := self._served.get(entry.name)) is not None:
-                adapter = entry.adapter(name) if entry.loads_adapters else None
-                self._choices[name] = Choice(found, adapter)
+                adapter = entry.adapter(name)
+                salt = 0 if adapter is None else salt_of(adapter.name)
+                self._choices[name] = Choice(found, adapter if entry.loads_adapters else None, salt)
         self._only_one = Choice(served[0]) if len(served) == 1 else None
         self.trouble = None
 

@@ -153,6 +153,12 @@ class Metrics:
             "Requests that were sent a second time because the upstream died before its first response byte.",
             registry=registry,
         )
+        self.replica_ejections = Counter(
+            "vllm_chill_replica_ejections_total",
+            "Replicas that got no more requests for a while, as they refused, reset or failed them.",
+            ("target",),
+            registry=registry,
+        )
         self.responses_cut = Counter(
             "vllm_chill_responses_cut_total",
             "Responses that ended early because the upstream died within them.",
@@ -176,6 +182,7 @@ class Metrics:
         """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue."""
         ref = target().ref
         self._gauges.followed[ref] = _Followed(target, now, model)
+        self.replica_ejections.labels(str(ref))
         for direction in ("up", "down"):
             for outcome in ("success", "failure"):
                 self.scale_operations.labels(str(ref), direction, outcome)
@@ -186,7 +193,13 @@ class Metrics:
         """
         followed = self._gauges.followed.pop(ref, None)
         self.replicas.forget(ref)
-        for metric in (self.wake_duration, self.hold_duration, self.scale_operations, self.cold_start_phases):
+        for metric in (
+            self.wake_duration,
+            self.hold_duration,
+            self.scale_operations,
+            self.cold_start_phases,
+            self.replica_ejections,
+        ):
             metric.remove_by_labels({"target": str(ref)})
         if followed is not None and followed.model is not None:
             for metric in (self.switches, self.switch_duration):

@@ -226,7 +226,7 @@ def _told(signal: Signal, total: float, count: int, held: int) -> str:
     if signal.metric in (Metric.GPU_UTILIZATION, Metric.KV_CACHE_USAGE):
         return f"{words.name(signal)} is {words.amount(total / count, signal)} on average over {words.replicas(count)}"
     of_them = f" ({'all' if held == total else held} of them held)" if held else ""
-    each = f", {words.amount(total / count, signal)} each" if count > 1 else ""
+    each = f", {words.amount(total / count, signal)} each" if count > 1 and total else ""
     return f"{words.name(signal)} is {words.amount(total, signal)}{of_them} over {words.replicas(count)}{each}"
 
 

@@ -1,0 +1,132 @@
+"""A Prometheus over real sockets, as its HTTP API is documented."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_chill.adapters.prometheus import Prometheus, one_number
+from vllm_chill.errors import BackendUnavailable, SettingError
+
+
+def answer(kind: str, result: Any) -> str:
+    return json.dumps({"status": "success", "data": {"resultType": kind, "result": result}})
+
+
+def one(value: str) -> str:
+    return answer("vector", [{"metric": {}, "value": [1700000000.1, value]}])
+
+
+@dataclass
+class Api:
+    """Answers each query with this."""
+
+    text: str = ""
+    status: int = 200
+    seconds: float = 0.0
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        form = dict(part.split("=", 1) for part in (await request.content.read()).decode().split("&"))
+        self.asked.append((f"{request.method} {request.path} {form['query']}", request.headers.get("Authorization")))
+        await asyncio.sleep(self.seconds)
+        return web.Response(text=self.text, status=self.status)
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[Api]:
+        server = web.Server(self._answer, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        self.url = f"http://{host}:{port}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        pytest.param(one("42.5"), 42.5, id="one series"),
+        pytest.param(answer("scalar", [1700000000.1, "7"]), 7, id="a scalar"),
+        pytest.param(answer("vector", []), None, id="no series"),
+        pytest.param(one("NaN"), None, id="no number"),
+        pytest.param(one("+Inf"), None, id="not a finite one"),
+        pytest.param(answer("scalar", [1700000000.1, "NaN"]), None, id="no number as a scalar"),
+    ],
+)
+async def test_an_answer_is_one_number_or_missing(text: str, value: float | None) -> None:
+    async with Api(text).listening() as api, Prometheus(f"{api.url}/") as prometheus:
+        assert await prometheus.value("up") == value
+        assert api.asked == [("POST /api/v1/query up", None)]
+
+
+ERROR = json.dumps({"status": "error", "errorType": "bad_data", "error": "unknown position: parse error"})
+
+
+@pytest.mark.parametrize(
+    ("api", "says"),
+    [
+        pytest.param(Api(ERROR, 400), r'"up" is refused: unknown position: parse error', id="no expression"),
+        pytest.param(Api(answer("vector", [1, 2, 3])), r'"up" gives 3 series and not one; aggregate it', id="several"),
+        pytest.param(Api(answer("matrix", [])), r'"up" gives a matrix and not a number', id="a range"),
+        pytest.param(Api("<html>"), r'the answer to "up" is not that of a Prometheus', id="no JSON"),
+        pytest.param(Api('{"status": "success"}'), r"is not that of a Prometheus", id="no data"),
+        pytest.param(Api("[]"), r"is not that of a Prometheus", id="no object"),
+        pytest.param(Api(one("x")), r"is not that of a Prometheus", id="no number"),
+        pytest.param(Api("no", 404), r"answers with status 404; is it a Prometheus\?", id="something else"),
+        pytest.param(Api("no", 302), r"answers with status 302", id="a log-in page"),
+        pytest.param(Api("no", 401), r"refuses to be asked \(401\); give the file of a bearer token", id="a door"),
+        pytest.param(Api("x" * (2 << 20)), r'too much to answer to "up"; aggregate it', id="too much"),
+        pytest.param(Api(one("1"), seconds=60), r"did not answer within 0.2 s", id="silence"),
+    ],
+)
+async def test_what_is_wrong_is_said(api: Api, says: str) -> None:
+    async with api.listening(), Prometheus(api.url, seconds=0.2 if api.seconds else 5) as prometheus:
+        with pytest.raises(BackendUnavailable, match=says):
+            await prometheus.value("up")
+
+
+async def test_one_that_is_not_there_is_said() -> None:
+    async with Prometheus("http://127.0.0.1:1") as prometheus:
+        with pytest.raises(BackendUnavailable, match=r"http://127.0.0.1:1 cannot be asked"):
+            await prometheus.value("up")
+
+
+async def test_the_token_is_read_anew_for_each_question(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    async with Api(one("1")).listening() as api, Prometheus(api.url, file) as prometheus:
+        with pytest.raises(BackendUnavailable, match=r"the token for .* cannot be read"):
+            await prometheus.value("up")
+        for token in ("first", "second"):
+            file.write_text(f"{token}\n")
+            await prometheus.value("up")
+        assert [authorization for _, authorization in api.asked] == ["Bearer first", "Bearer second"]
+        api.status = 403
+        with pytest.raises(BackendUnavailable, match=r"see whether the token in .*token is one that it takes"):
+            await prometheus.value("up")
+
+
+@pytest.mark.parametrize("url", ["", "prometheus:9090", "ftp://prometheus"])
+async def test_an_address_that_is_none_is_a_setting_to_mend(url: str) -> None:
+    with pytest.raises(SettingError, match="no address of a Prometheus"):
+        Prometheus(url)
+
+
+@given(st.binary() | st.recursive(st.none() | st.text(), st.lists).map(lambda j: json.dumps(j).encode()))
+def test_no_answer_is_too_much(noise: bytes) -> None:
+    with pytest.raises(BackendUnavailable):
+        one_number("up", noise)
