@@ -14,7 +14,6 @@ from tests.web.several import FakeScaler, Several, several
 from vllm_chill.api.scaling_answers import Latency, Measured, Policies, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.cli import cli
 from vllm_chill.cli.scaling import describe_policy, describe_replica, metrics_table, policies_table
-from vllm_chill.core.model_status import Condition
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited, Said
 from vllm_chill.core.scaling.policy import Policy, Rule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, Signal
@@ -177,18 +176,17 @@ class TestPolicy:
                 "           recommend     6  queue_length is 30 over 2 replicas, so 6 replicas",
                 "           recommend     2  latency (ttft, p95) is missing, so it stays at 2",
                 "           bound         4  the maximum is 4",
+                "conditions Active            True   InForce",
+                "           AbleToScale       True   ReadyForNewScale",
+                "           ScalingLimited    True   TooManyReplicas     the maximum is 4",
+                "           MetricsAvailable  True   SomeMetricsMissing  there is no data of latency (ttft, p95); "
+                "without it nothing shrinks",
+                "           Conflict          False  NoOtherWriter",
             ]
-            s.claims.sources["a"] = "vLLMScalingPolicy ai/coder"
-            s.claims.conditions["a"] = (
-                Condition("Active", True, "InForce"),
-                Condition("ScalingLimited", True, "TooManyReplicas", "the maximum is 4"),
+            scaler.source = "vLLMScalingPolicy ai/coder"
+            assert "policy     coder\nsource     vLLMScalingPolicy ai/coder\nreplicas" in await run(
+                s.url, "scaling policy", "a"
             )
-            text = await run(s.url, "scaling policy", "a")
-            assert "policy     coder\nsource     vLLMScalingPolicy ai/coder\nreplicas" in text
-            assert text.splitlines()[-2:] == [
-                "conditions Active          True  InForce",
-                "           ScalingLimited  True  TooManyReplicas  the maximum is 4",
-            ]
             newer = known.scaling_rules[0].model_copy(update={"name": "joules", "metric": "joules"})
             assert "joules  15  target 5" in describe_policy(known.model_copy(update={"scaling_rules": [newer]}))
 
@@ -207,7 +205,8 @@ class TestPolicy:
         async with several() as s:
             s.scaled("a", Policy("idle", 0, 2))
             text = await run(s.url, "scaling policy")
-            assert "rules      none\ndecision   none yet\n\nWithout a scaling policy: b\n" in text
+            assert "rules      none\ndecision   none yet\nconditions Active " in text
+            assert "\n\nWithout a scaling policy: b\n" in text
             assert policies_table(Policies(policies=[], without_policy=[])) == "There is no model yet."
 
     async def test_it_is_what_the_proxy_answers(self) -> None:

@@ -58,6 +58,7 @@ async def test_one_that_is_served_is_scaled_by_the_controller_that_it_has() -> N
         policy = stage.scaler("one").policy
         assert policy is not None
         assert policy.name == "example"
+        assert stage.scaler("one").source == "vLLMScalingPolicy ai-apps/example"
         assert stage.replicas() == 3
 
 

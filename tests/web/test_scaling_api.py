@@ -13,7 +13,6 @@ from tests.web.several import FakeMeter, FakeScaler, Several, entry, several
 from vllm_chill.api.scaling_answers import PERCENTILE, WINDOW_SECONDS
 from vllm_chill.control.autoscaler import Autoscaler
 from vllm_chill.core.catalogue import ModelEntry
-from vllm_chill.core.model_status import Condition
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited, Said
 from vllm_chill.core.scaling.policy import Fallback, Policy, Rule, Schedule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, ReplicaReading, Sample, Signal
@@ -188,6 +187,8 @@ class TestPolicy:
                 "ageSeconds": 2.0,
                 "replicas": 6,
             }
+            states = {one["type"]: (one["status"], one["reason"]) for one in body.pop("conditions")}
+            assert states["ScalingLimited"] == ("True", "TooManyReplicas")
             assert (second["name"], second["aggregation"], second["current"]) == ("latency (ttft, p95)", "ttft", None)
             behavior = body.pop("behavior")
             assert behavior["scaleDown"] == {
@@ -213,28 +214,22 @@ class TestPolicy:
                 "replicas": {"current": 1, "desired": 1, "ready": 1},
                 "override": None,
                 "conflict": None,
-                "conditions": [],
             }
 
     async def test_it_says_where_it_comes_from_and_what_is_so_of_it(self) -> None:
-        async with several() as s:
-            s.scaled("a", policy())
-            s.claims.sources["a"] = "vLLMScalingPolicy ai-apps/coder"
-            s.claims.conditions["a"] = (
-                Condition("Active", True, "InForce"),
-                Condition("ScalingLimited", None, "Asleep", "it is decided again once it is awake"),
-            )
+        async with several(awake=["a"]) as s:
+            scaler = await scaled(s, "a", policy())
+            scaler.source = "vLLMScalingPolicy ai-apps/coder"
             _, body = await s.get(f"{POLICY}/a")
             assert (body["policy"], body["source"]) == ("coder", "vLLMScalingPolicy ai-apps/coder")
-            assert body["conditions"] == [
-                {"type": "Active", "status": "True", "reason": "InForce", "message": ""},
-                {
-                    "type": "ScalingLimited",
-                    "status": "Unknown",
-                    "reason": "Asleep",
-                    "message": "it is decided again once it is awake",
-                },
-            ]
+            told = {one.pop("type"): one for one in body["conditions"]}
+            assert told["Active"] == {"status": "True", "reason": "InForce", "message": ""}
+            assert told["ScalingLimited"]["status"] == "Unknown"
+            scaler.conflict = "KEDA scales it too"
+            _, body = await s.get(f"{POLICY}/a")
+            told = {one["type"]: one for one in body["conditions"]}
+            assert (told["Active"]["status"], told["Conflict"]["status"]) == ("False", "True")
+            assert "KEDA scales it too" in told["Conflict"]["message"]
 
     @pytest.mark.parametrize("name", ["org/a", "org%2Fa", "a", "alpha", "a-sql", "vllm-a", "test/vllm-a"])
     async def test_a_model_is_found_by_any_name_that_requests_may_use_and_by_its_targets(self, name: str) -> None:

@@ -90,6 +90,8 @@ class Autoscaler:
         self.controller = controller
         self.meter = meter
         self.fronted = fronted
+        self.source: str | None = None
+        """What its policy comes from, for a sentence; None for what has no more to say than its name."""
         self.decision: Decision | None = None
         self.rescale: Rescale | None = None
         self.on_decision: Callable[[], None] | None = None

@@ -283,12 +283,12 @@ class Policies:
     def _unscaled(self, name: str, scaler: Autoscaler) -> None:
         if scaler.policy is not None:
             self._log.info("no longer scaled by a policy", target=name)
-            scaler.policy = scaler.on_decision = None
+            scaler.policy = scaler.source = scaler.on_decision = None
 
     def _scaled_by(self, scaler: Autoscaler, claim: Claim) -> None:
         if scaler.policy is None or scaler.policy != claim.policy:
             self._log.info("scaled by a policy", target=scaler.name, policy=claim.said)
-        scaler.policy = claim.policy
+        scaler.policy, scaler.source = claim.policy, claim.said
         scaler.claimed(self._claimant(scaler.controller.target.ref))
         scaler.on_decision = partial(self._reports.changed, claim.key)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 from urllib.parse import unquote
 
 import structlog
@@ -35,11 +34,11 @@ from vllm_chill.api.scaling_told import (
 from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.status import phase_name
 from vllm_chill.core.cold_start import duration
-from vllm_chill.core.model_status import Condition
 from vllm_chill.core.routing import Route
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Decision
 from vllm_chill.core.scaling.override import Override
+from vllm_chill.core.scaling.report import Facts, conditions
 from vllm_chill.core.target import Ready, Waking
 from vllm_chill.errors import BadRequest, NoPolicy, NotScaling, ReplicaNotFound
 from vllm_chill.proxy.served import Directory, Served
@@ -53,23 +52,8 @@ _LONGEST_NAME = 100
 _USER = "X-Forwarded-User"
 
 
-class Claims(Protocol):
-    """Whoever knows where policies come from (control.policies.Policies). Targets are told by the names of their
-    autoscalers.
-    """
-
-    def source_of(self, target: str) -> str | None:
-        """What the policy of a target comes from, for people; None for what has no more to say than its name."""
-
-    def conditions_of(self, target: str) -> Sequence[Condition]:
-        """What is so of the policy of a target, and what is not."""
-
-
 class ScalingApi:
-    """The scaling of one proxy's targets. `scalers` are by the name of their target.
-
-    `claims` is None where nobody reads policies.
-    """
+    """The scaling of one proxy's targets; `scalers` are by the name of their target."""
 
     def __init__(
         self,
@@ -77,13 +61,11 @@ class ScalingApi:
         scalers: Mapping[str, Scaler],
         *,
         override_ttl_seconds: float = OVERRIDE_TTL_SECONDS,
-        claims: Claims | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._scalers = scalers
         self._targets = ScaledTargets(directory, scalers)
         self._ttl_seconds = override_ttl_seconds
-        self._claims = claims
         self._wall = wall
         self._log = structlog.get_logger("vllm_chill.scaling")
 
@@ -178,20 +160,30 @@ class ScalingApi:
             )
 
     def _policy(self, scaled: Scaled) -> PolicyAnswer | None:
-        scaler, claims = scaled.scaler, self._claims
+        scaler, moment = scaled.scaler, self._moment(scaled)
         if scaler is None or scaler.policy is None:
             return None
         return policy_answer(
             scaler.policy,
             scaler.decision,
-            self._moment(scaled),
+            moment,
             target=scaled.name,
             model=scaled.model,
-            source=(None if claims is None else claims.source_of(scaled.name)) or scaler.policy.name,
+            source=scaler.source or scaler.policy.name,
             replicas=count_of(scaled.controller.target),
             override=scaler.override,
             conflict=scaler.conflict,
-            conditions=() if claims is None else claims.conditions_of(scaled.name),
+            conditions=conditions(
+                Facts(
+                    policy=scaler.policy,
+                    target=scaled.controller.target,
+                    decision=scaler.decision,
+                    conflict=scaler.conflict,
+                    fronted=scaler.fronted,
+                    observe_only=scaled.controller.observe_only,
+                    at=moment.now,
+                )
+            ),
         )
 
     # What is set by hand.
