@@ -5,6 +5,7 @@ import pytest
 from vllm_chill.api.version import Build
 from vllm_chill.app import VERSION, Plan, build, is_service_of
 from vllm_chill.errors import SettingError
+from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.settings import Settings, env_of, load_settings
 
 
@@ -63,6 +64,34 @@ def test_a_command_has_an_address_of_its_own() -> None:
 def test_a_command_has_neither_a_kubelet_nor_a_service(flags: dict[str, str], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         Plan(load_settings({"backend": "process", **flags}), ("engine", "{port}"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "affinity", "load_factor"),
+    [
+        pytest.param({}, None, None, id="by default nothing is looked into"),
+        pytest.param({"prefix_length": "7", "hash_load_factor": "2"}, None, None, id="nor with what else is said"),
+        pytest.param({"load_balancing": "prefix-hash"}, Affinity(None, 100), 1.25, id="the prompt"),
+        pytest.param({"session_header": "X-Session"}, Affinity("X-Session", 0), 1.25, id="a session"),
+        pytest.param(
+            {
+                "load_balancing": "prefix-hash",
+                "prefix_length": "7",
+                "session_header": "X-Session",
+                "hash_load_factor": "2",
+            },
+            Affinity("X-Session", 7),
+            2.0,
+            id="both",
+        ),
+    ],
+)
+def test_what_requests_are_brought_together_by(
+    flags: dict[str, str], affinity: Affinity | None, load_factor: float | None
+) -> None:
+    plan = Plan(load_settings(flags))
+    assert plan.affinity == affinity
+    assert plan.bounds.load_factor == load_factor
 
 
 def test_a_build_is_what_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import InvalidPolicy
 
 Json = dict[str, Any]
+ONE_BY_ONE = Pace(300, (Step(Unit.PODS, 1, 300),))
 
 SAMPLE: Json = {
     "apiVersion": "autoscaler.production-stack/v1alpha1",
@@ -98,7 +99,14 @@ class TestPolicy:
         )
 
     def test_one_that_says_little_has_the_defaults(self) -> None:
-        assert of() == Policy("small", 0, 10, (Rule(Signal(Metric.QUEUE_LENGTH), 5, 5),))
+        assert of() == Policy("small", 0, 10, (Rule(Signal(Metric.QUEUE_LENGTH), 5, 5),), down=ONE_BY_ONE)
+
+    def test_queues_alone_take_replicas_back_one_by_one(self) -> None:
+        queues = [{"metric": "queue_length", "threshold": 5}, {"metric": "held_requests", "threshold": 5}]
+        assert of(scalingRules=queues).down == ONE_BY_ONE
+        assert of(scalingRules=[*queues, {"metric": "running_requests", "threshold": 5}]).down == DOWN
+        assert of(scalingRules=[]).down == DOWN
+        assert of(behavior={"scaleDown": {"stabilizationWindowSeconds": 9}}).down == Pace(9, ONE_BY_ONE.steps)
 
     def test_no_rules_are_another_thing_than_rules_left_out(self) -> None:
         assert of(scalingRules=[]).rules == ()
@@ -119,6 +127,7 @@ class TestPolicy:
             2,
             10,
             DEFAULT_RULES,
+            down=ONE_BY_ONE,
             tolerance=0.2,
             polling_seconds=60,
             idle_seconds=600,
@@ -174,7 +183,7 @@ class TestPolicy:
     def test_a_part_of_the_behavior_that_is_left_out_is_as_hpa_has_it(
         self, behavior: Json | None, up: Pace, down: Pace
     ) -> None:
-        made = of(behavior=behavior)
+        made = of(behavior=behavior, scalingRules=[{"metric": "running_requests", "threshold": 5}])
         assert (made.up, made.down) == (up, down)
 
 
@@ -425,7 +434,7 @@ class TestAnnotations:
 
     def test_the_least_that_can_be_said(self) -> None:
         assert policy_of_annotations("vllm", annotated(autoscale="true", max_replicas="4")) == Policy(
-            "vllm", 0, 4, DEFAULT_RULES
+            "vllm", 0, 4, DEFAULT_RULES, down=ONE_BY_ONE
         )
 
     def test_all_that_can_be_said(self) -> None:
@@ -587,8 +596,15 @@ class TestModel:
     def test_a_model_with_more_than_one_replica_has_a_policy(self, least: int, most: int, has_one: bool) -> None:
         ref = TargetRef("ai-apps", "vllm-small")
         entry = ModelEntry("small", ref, "s", "org/small", min_replicas=least, max_replicas=most, idle_seconds=60)
-        policy = Policy("small", least, most, (Rule(Signal(Metric.QUEUE_LENGTH), 5, 5),))
+        policy = Policy("small", least, most, (Rule(Signal(Metric.QUEUE_LENGTH), 5, 5),), down=ONE_BY_ONE)
         assert policy_of_model(entry) == (policy if has_one else None)
+
+    def test_one_whose_seats_are_known_is_kept_from_having_them_all_taken(self) -> None:
+        ref = TargetRef("ai-apps", "vllm-small")
+        policy = policy_of_model(ModelEntry("small", ref, "s", "org/small", max_replicas=4, max_num_seqs=50))
+        assert policy is not None
+        assert policy.rules == (*DEFAULT_RULES, Rule(Signal(Metric.RUNNING_REQUESTS), 40, 30))
+        assert policy.down == DOWN
 
 
 def test_a_policy_that_was_read_is_the_same_when_it_is_written_and_read_again() -> None:

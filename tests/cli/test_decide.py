@@ -18,6 +18,8 @@ spec:
   maxReplicas: 8
   scalingRules:
     - {metric: queue_length, threshold: 5}
+  behavior:
+    scaleDown: {policies: [{type: Percent, value: 100, periodSeconds: 15}]}
   schedule:
     - {start: "0 8 * * *", end: "0 18 * * *", timezone: Europe/Berlin, minReplicas: 3}
 """

@@ -14,6 +14,7 @@ from tests.web.several import FakeScaler, Several, several
 from vllm_chill.api.scaling_answers import Latency, Measured, Policies, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.cli import cli
 from vllm_chill.cli.scaling import describe_policy, describe_replica, metrics_table, policies_table
+from vllm_chill.core.model_status import Condition
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited, Said
 from vllm_chill.core.scaling.policy import Policy, Rule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, Signal
@@ -176,6 +177,17 @@ class TestPolicy:
                 "           recommend     6  queue_length is 30 over 2 replicas, so 6 replicas",
                 "           recommend     2  latency (ttft, p95) is missing, so it stays at 2",
                 "           bound         4  the maximum is 4",
+            ]
+            s.claims.sources["a"] = "vLLMScalingPolicy ai/coder"
+            s.claims.conditions["a"] = (
+                Condition("Active", True, "InForce"),
+                Condition("ScalingLimited", True, "TooManyReplicas", "the maximum is 4"),
+            )
+            text = await run(s.url, "scaling policy", "a")
+            assert "policy     coder\nsource     vLLMScalingPolicy ai/coder\nreplicas" in text
+            assert text.splitlines()[-2:] == [
+                "conditions Active          True  InForce",
+                "           ScalingLimited  True  TooManyReplicas  the maximum is 4",
             ]
             newer = known.scaling_rules[0].model_copy(update={"name": "joules", "metric": "joules"})
             assert "joules  15  target 5" in describe_policy(known.model_copy(update={"scaling_rules": [newer]}))

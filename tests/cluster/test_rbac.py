@@ -19,15 +19,17 @@ from tests.adapters.contract import is_gone, is_ready
 from tests.cluster.account import ROLE, install, mount
 from tests.cluster.cluster import Cluster, Troubled, waits
 from tests.cluster.kubelet import giving_logs
+from tests.cluster.test_writes import version_of, versions
 from vllm_chill.adapters.kubernetes.client import ApiClient, Json, connect
 from vllm_chill.adapters.kubernetes.credentials import Places
+from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.adapters.kubernetes.watch import Pace
 from vllm_chill.core.target import Endpoint, Stage, TargetRef
 from vllm_chill.errors import BackendRefused
 
-OPTIONAL = {("list", "events"), ("watch", "events"), ("get", "pods/log"), ("patch", "deployments")}
+OPTIONAL = {("list", "events"), ("watch", "events"), ("get", "pods/log"), ("patch", "deployments"), ("patch", "pods")}
 
 
 def rights(*, optional: bool) -> list[Any]:
@@ -168,6 +170,27 @@ async def test_the_right_to_logs_tells_why_it_crashed(
     ):
         failed = await seen.until(lambda o: o.failure is not None, seconds=40)
         assert words in (failed.failure or "")
+
+
+@pytest.mark.parametrize(("role", "marked"), [(ROLE, True), (least(), False)], ids=["with it", "without it"])
+async def test_the_right_to_patch_pods_chooses_which_replicas_go(
+    role: Json, marked: bool, cluster: Cluster, tmp_path: Path
+) -> None:
+    await cluster.create_deployment(replicas=2)
+    await install(cluster, role)
+    [first, _] = await cluster.until_pods(lambda pods: len(pods) == 2)
+    name, begun = first["metadata"]["name"], version_of(await cluster.deployment())
+    async with in_a_pod(cluster, tmp_path) as api:
+        with structlog.testing.capture_logs() as log:
+            backend = KubernetesBackend(api, Endpoint("vllm-svc", 80))
+            await backend.scale(TargetRef(cluster.namespace, "vllm"), 1, doomed=[name])
+    assert await cluster.replicas() == 1
+    doomed = {pod["metadata"]["name"] for pod in await versions(cluster, "/api/v1/pods", begun) if is_doomed(pod)}
+    assert doomed == ({name} if marked else set())
+    assert len(log) == (0 if marked else 1)
+    for said in log:
+        assert 'cannot patch resource "pods"' in said["cause"]
+        assert 'grant the verb "patch" on "pods" (deploy/rbac.yaml has it)' in said["cause"]
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,17 @@ class TestFewer:
             caller.cancel()
 
 
+async def test_more_room_on_a_replica_is_given_at_once() -> None:
+    async with running(1, bounds=Bounds(in_flight=1)) as (controller, _):
+        first = controller.lease_now()
+        (caller,) = await held(controller, 1)
+        await asyncio.sleep(1)
+        assert not caller.done()
+        controller.bounds = Bounds(in_flight=2)
+        assert await caller
+        assert first is not None
+
+
 async def test_use_past_the_proxy_keeps_it_awake() -> None:
     async with running(1, idle=10) as (controller, _):
         for _ in range(5):

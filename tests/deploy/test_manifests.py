@@ -224,6 +224,14 @@ def test_with_models_the_proxy_takes_its_arguments_and_differs_in_nothing_else(
     assert load_settings(fields | {"namespace": "ai-apps"}).models == "crd"
 
 
+def test_the_rights_for_policies_are_the_proxys() -> None:
+    account = only("serviceaccount.yaml", "ServiceAccount")["metadata"]
+    role, binding = objects(DEPLOY / "policies/rbac.yaml")
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (role["kind"], role["metadata"]["name"])
+    [subject] = binding["subjects"]
+    assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
+
+
 def test_the_rights_for_models_are_the_proxys() -> None:
     account = only("serviceaccount.yaml", "ServiceAccount")["metadata"]
     roles = {(item["kind"], item["metadata"]["name"]): item for item in objects(DEPLOY / "models/rbac.yaml")}
@@ -236,10 +244,11 @@ def test_the_rights_for_models_are_the_proxys() -> None:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize in it")
-def test_kustomize_builds_the_proxy_with_models_in_any_namespace(tmp_path: Path) -> None:
+def test_kustomize_builds_the_proxy_with_its_components_in_any_namespace(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     (tmp_path / "mine").mkdir()
-    kustomization = {"namespace": "mine", "resources": ["../deploy"], "components": ["../deploy/models"]}
+    components = ["../deploy/models", "../deploy/policies"]
+    kustomization = {"namespace": "mine", "resources": ["../deploy"], "components": components}
     (tmp_path / "mine/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     built = subprocess.run(["kubectl", "kustomize", "mine"], cwd=tmp_path, capture_output=True, check=True)
     items = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(built.stdout)}
@@ -247,4 +256,6 @@ def test_kustomize_builds_the_proxy_with_models_in_any_namespace(tmp_path: Path)
     assert "--models=crd" in container["args"]
     for kind in ("RoleBinding", "ClusterRoleBinding"):
         assert items[kind, "vllm-chill-models"]["subjects"][0]["namespace"] == "mine"
-    assert items["Role", "vllm-chill-models"]["metadata"]["namespace"] == "mine"
+    for part in ("models", "policies"):
+        assert items["Role", f"vllm-chill-{part}"]["metadata"]["namespace"] == "mine"
+        assert items["RoleBinding", f"vllm-chill-{part}"]["subjects"][0]["namespace"] == "mine"

@@ -18,6 +18,7 @@ from vllm_chill.proxy.aiohttp_seam import (
     ClientConnection,
     ClientServer,
     Relayed,
+    arrived,
     cut_off,
     drain,
     message_of,
@@ -171,6 +172,22 @@ async def hello(request: web.BaseRequest) -> web.StreamResponse:
 
 def test_nothing_that_is_touched_is_missing() -> None:
     assert [name for name in INTERNALS if not hasattr(RequestHandler, name)] == []
+
+
+async def test_what_has_come_of_a_body_is_seen_and_is_there_to_be_read_all_the_same() -> None:
+    seen: list[bytes] = []
+
+    async def reads(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(arrived(request.content))
+        seen.append(await request.read())
+        return web.Response(text="done")
+
+    async with connected(reads) as (_, client):
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
+        await asyncio.sleep(0.02)
+        await client.send(b" you!")
+        await client.head()
+        assert seen == [b"hello", b"hello you!"]
 
 
 async def test_a_connection_tells_that_it_takes_no_more_requests() -> None:

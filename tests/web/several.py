@@ -19,6 +19,7 @@ from vllm_chill.app import Record, hold_desk
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
+from vllm_chill.core.model_status import Condition
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.scaling.decision import Decision
 from vllm_chill.core.scaling.override import Override
@@ -98,6 +99,7 @@ class FakeMeter:
 
     readings: dict[str, ReplicaReading] = field(default_factory=dict)
     of_all: dict[Signal, Sample] = field(default_factory=dict)
+    busy: bool = False
 
     def members(self, signals: Collection[Signal]) -> tuple[ReplicaReading, ...]:
         return tuple(self.readings.values())
@@ -130,6 +132,20 @@ class FakeScaler:
 
 
 @dataclass
+class FakeClaims:
+    """web.scaling_api.Claims of what it is told."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, tuple[Condition, ...]] = field(default_factory=dict)
+
+    def source_of(self, target: str) -> str | None:
+        return self.sources.get(target)
+
+    def conditions_of(self, target: str) -> tuple[Condition, ...]:
+        return self.conditions.get(target, ())
+
+
+@dataclass
 class Several:
     """What a test has in hand."""
 
@@ -141,6 +157,7 @@ class Several:
     backends: dict[str, MemoryBackend]
     hits: list[str]
     scalers: dict[str, FakeScaler]
+    claims: FakeClaims
 
     def scaled(self, name: str, policy: Policy | None = None, **more: Any) -> FakeScaler:
         """Have a target scaled."""
@@ -225,7 +242,7 @@ async def several(
             stack.push_async_callback(_cancelled, running)
         if read:
             directory.replace(Catalogue(entries), targets)
-        fleet, scalers = FakeFleet(directory), dict[str, FakeScaler]()
+        fleet, scalers, claims = FakeFleet(directory), dict[str, FakeScaler](), FakeClaims()
         handler = ProxyHandler(directory, pool, metrics, options)
         routes = Routes(parse_wake_paths(wake_paths))
         admin = AdminApi(
@@ -237,14 +254,16 @@ async def several(
             routes,
             switching=fleet,
             stats=GpuStatsPage(sources),
-            scaling=ScalingApi(directory, scalers, override_ttl_seconds=600),
+            scaling=ScalingApi(directory, scalers, override_ttl_seconds=600, claims=claims),
         )
         server = ProxyServer(admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane, routes)
         stack.push_async_callback(server.close)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         await asyncio.sleep(0)
-        yield Several(f"http://{address[0]}:{address[1]}", session, directory, metrics, fleet, backends, hits, scalers)
+        yield Several(
+            f"http://{address[0]}:{address[1]}", session, directory, metrics, fleet, backends, hits, scalers, claims
+        )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

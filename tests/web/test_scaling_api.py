@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from tests.scenarios.stage import envelope, stage
-from tests.web.several import FakeScaler, Several, entry, several
+from tests.web.several import FakeMeter, FakeScaler, Several, entry, several
 from vllm_chill.api.scaling_answers import PERCENTILE, WINDOW_SECONDS
+from vllm_chill.control.autoscaler import Autoscaler
+from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.model_status import Condition
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited, Said
 from vllm_chill.core.scaling.policy import Fallback, Policy, Rule, Schedule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Asleep, Ready
+from vllm_chill.core.target import Asleep, Ready, TargetRef
 
 METRICS, REPLICAS, POLICY = "/proxy/scaling/metrics", "/proxy/scaling/replicas", "/proxy/scaling/policy"
 QUEUE = Rule(Signal(Metric.QUEUE_LENGTH), 5, 5)
@@ -213,11 +216,39 @@ class TestPolicy:
                 "conditions": [],
             }
 
+    async def test_it_says_where_it_comes_from_and_what_is_so_of_it(self) -> None:
+        async with several() as s:
+            s.scaled("a", policy())
+            s.claims.sources["a"] = "vLLMScalingPolicy ai-apps/coder"
+            s.claims.conditions["a"] = (
+                Condition("Active", True, "InForce"),
+                Condition("ScalingLimited", None, "Asleep", "it is decided again once it is awake"),
+            )
+            _, body = await s.get(f"{POLICY}/a")
+            assert (body["policy"], body["source"]) == ("coder", "vLLMScalingPolicy ai-apps/coder")
+            assert body["conditions"] == [
+                {"type": "Active", "status": "True", "reason": "InForce", "message": ""},
+                {
+                    "type": "ScalingLimited",
+                    "status": "Unknown",
+                    "reason": "Asleep",
+                    "message": "it is decided again once it is awake",
+                },
+            ]
+
     @pytest.mark.parametrize("name", ["org/a", "org%2Fa", "a", "alpha", "a-sql", "vllm-a", "test/vllm-a"])
     async def test_a_model_is_found_by_any_name_that_requests_may_use_and_by_its_targets(self, name: str) -> None:
         async with several() as s:
             s.scaled("a", policy())
             assert (await s.get(f"{POLICY}/{name}"))[1]["target"] == "a"
+
+    async def test_a_targets_name_that_two_have_is_told_with_its_namespace(self) -> None:
+        targets = [ModelEntry(name, TargetRef(name, "vllm"), f"org/{name}", "m") for name in ("a", "b")]
+        async with several(targets) as s:
+            s.scaled("b", policy())
+            says = await refused(s, 400, "GET", f"{POLICY}/vllm")
+            assert says == '2 targets are called "vllm"; say which one is meant: a/vllm, b/vllm'
+            assert (await s.get(f"{POLICY}/b/vllm"))[1]["target"] == "b"
 
     async def test_all_are_told_and_who_has_none(self) -> None:
         async with several() as s:
@@ -318,6 +349,21 @@ class TestAdjust:
             assert "from 2 to 4" in says
             assert scaler.override is None
 
+    async def test_an_autoscaler_keeps_it_in_the_bounds_and_says_them(self) -> None:
+        async with several(awake=["a"]) as s:
+            await s.until("a", Ready)
+            meter = FakeMeter()
+            autoscaler = Autoscaler("a", s.controller("a"), meter, wall=lambda: datetime.now(UTC))
+            autoscaler.policy = policy(0, 3)
+            s.scalers["a"] = autoscaler  # type: ignore[assignment]
+            for replicas, status in ((3, 200), (4, 400)):
+                body = {"model": "a", "targetReplicas": replicas}
+                assert (await s.post(REPLICAS, json=body))[0] == status
+            assert autoscaler.override is not None
+            says = await refused(s, 400, "POST", REPLICAS, json=body)
+            assert says == "a has from 1 to 3 replicas by its policy, and 4 is outside of that."
+            assert (await s.get(f"{POLICY}/a"))[1]["override"]["replicas"] == 3
+
     @pytest.mark.parametrize(
         ("body", "says"),
         [
@@ -326,7 +372,9 @@ class TestAdjust:
             pytest.param({"model": "a", "targetReplicas": 0}, "targetReplicas: input should be greater", id="none"),
             pytest.param({"model": "a", "targetReplicas": 1.5}, "targetReplicas: input should be a valid", id="a part"),
             pytest.param({"model": "a", "targetReplicas": True}, "targetReplicas: input should be", id="true"),
-            pytest.param({"model": "a", "targetReplicas": 2, "ttl": "soon"}, "ttl: ", id="no time"),
+            pytest.param(
+                {"model": "a", "targetReplicas": 2, "ttl": "soon"}, "ttl: it is not a duration; give", id="no time"
+            ),
             pytest.param({"model": "a", "targetReplicas": 2, "ttl": "0s"}, "ttl: ", id="no time at all"),
             pytest.param({"model": "a", "replicas": 2}, "replicas: extra inputs", id="another name"),
             pytest.param({"targetReplicas": 2}, "say which one in model: org/a, org/b", id="no model"),

@@ -6,7 +6,7 @@ A target's annotations, and a VLLMModel's minReplicas and maxReplicas, are polic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from vllm_chill.api.spec_parts import Part, declared
 from vllm_chill.api.spec_types import interval_seconds
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.objects import Json
-from vllm_chill.core.scaling.policy import DOWN, UP, Fallback, Pace, Policy, Rule, Schedule, Select, Step
+from vllm_chill.core.scaling.policy import DOWN, UP, Fallback, Pace, Policy, Rule, Schedule, Select, Step, Unit
 from vllm_chill.core.scaling.signals import Metric, Signal
 from vllm_chill.errors import InvalidPolicy
 
@@ -33,6 +33,10 @@ SHORT_NAMES = ("vsp",)
 
 DEFAULT_RULES = (Rule(Signal(Metric.QUEUE_LENGTH), 5.0, 5.0),)
 """Those of a policy that gives none: callers that wait in an engine are what another replica helps."""
+
+_BACKLOGS = {Metric.QUEUE_LENGTH, Metric.HELD_REQUESTS}
+_STEP_BY_STEP = Pace(DOWN.stabilization_seconds, (Step(Unit.PODS, 1, 300.0),))
+_SEATS_ABOVE, _SEATS_TARGET = 0.8, 0.6
 
 
 class MetricStatus(Part):
@@ -144,13 +148,14 @@ def policy_of(policy: ScalingPolicy) -> Policy:
 
 def _policy(name: str, spec: ScalingPolicySpec) -> Policy:
     behavior, fallback = spec.behavior or Behavior(), spec.fallback
+    rules = DEFAULT_RULES if spec.scaling_rules is None else tuple(map(_rule, spec.scaling_rules))
     return Policy(
         name=name,
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
-        rules=DEFAULT_RULES if spec.scaling_rules is None else tuple(map(_rule, spec.scaling_rules)),
+        rules=rules,
         up=_pace(behavior.scale_up, UP),
-        down=_pace(behavior.scale_down, DOWN),
+        down=_pace(behavior.scale_down, _down(rules)),
         tolerance=float(spec.tolerance),
         polling_seconds=interval_seconds(spec.polling_interval),
         idle_seconds=None if spec.idle_timeout is None else interval_seconds(spec.idle_timeout),
@@ -158,6 +163,13 @@ def _policy(name: str, spec: ScalingPolicySpec) -> Policy:
         schedules=tuple(Schedule(one.start, one.end, one.timezone, one.min_replicas) for one in spec.schedule),
         paused=spec.paused,
     )
+
+
+def _down(rules: Sequence[Rule]) -> Pace:
+    """How replicas are taken back where a policy does not say: HPA's way; but one at a time if all that is looked at
+    is a queue, as one that is empty does not tell how many fewer would do.
+    """
+    return _STEP_BY_STEP if rules and all(rule.signal.metric in _BACKLOGS for rule in rules) else DOWN
 
 
 def _rule(rule: ScalingRule) -> Rule:
@@ -183,7 +195,11 @@ def policy_of_model(entry: ModelEntry) -> Policy | None:
     """What a model's own minReplicas and maxReplicas ask for; None if that is but to sleep and to wake."""
     if entry.max_replicas <= 1 and entry.min_replicas <= 1:
         return None
-    return Policy(entry.name, entry.min_replicas, entry.max_replicas, DEFAULT_RULES)
+    rules: tuple[Rule, ...] = DEFAULT_RULES
+    if entry.max_num_seqs is not None:
+        seats = Signal(Metric.RUNNING_REQUESTS)
+        rules += (Rule(seats, _SEATS_ABOVE * entry.max_num_seqs, _SEATS_TARGET * entry.max_num_seqs),)
+    return Policy(entry.name, entry.min_replicas, entry.max_replicas, rules, down=_down(rules))
 
 
 ANNOTATIONS = "vllm-chill.io/"

@@ -10,13 +10,16 @@ import structlog
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
-from vllm_chill.adapters.kubernetes.rights import missing_rights, rights_of_models
+from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models, rights_of_policies
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.api.workload import SERVICE_PORT, WorkloadDefaults
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
+from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.models import ModelReconciler
+from vllm_chill.control.policies import Policies, ScaleTargets
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
 
@@ -37,9 +40,8 @@ class Cluster:
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         settings = self._plan.settings
-        service = (
-            endpoint_of_settings(self._plan) if entry is None else Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
-        )
+        own = Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
+        service = endpoint_of_settings(self._plan) if entry is None and ref == self._plan.ref else own
         backend = KubernetesBackend(
             self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
         )
@@ -63,9 +65,30 @@ class Cluster:
             tasks.create_task(self._look_for_rights())
             tasks.create_task(reconciler.run())
 
+    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
+        settings, log = self._plan.settings, structlog.get_logger("vllm_chill")
+        first, *more = rights_of_policies(settings.namespace)
+        for complaint in await missing_rights(self._api, (first,)):
+            if complaint == first.complaint:
+                log.info("scaling policies are not followed", cause=complaint)
+                return
+        policies = Policies(
+            KubernetesObjects(self._api),
+            autoscalers,
+            namespace=settings.namespace,
+            kinds=KubernetesKinds(self._api),
+            targets=targets,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._complain_of_missing(tuple(more)))
+            tasks.create_task(policies.run())
+
     async def _look_for_rights(self) -> None:
+        await self._complain_of_missing(rights_of_models(self._plan.settings.namespace))
+
+    async def _complain_of_missing(self, rights: tuple[Right, ...]) -> None:
         log = structlog.get_logger("vllm_chill")
-        for complaint in await missing_rights(self._api, rights_of_models(self._plan.settings.namespace)):
+        for complaint in await missing_rights(self._api, rights):
             log.warning(complaint)
 
 

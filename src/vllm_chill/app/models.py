@@ -29,7 +29,16 @@ class ServedModels:
     its leases had not yet ended.
     """
 
-    def __init__(self, plan: Plan, directory: Directory, fleet: Fleet, make: Callable[[ModelEntry], Made]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Directory,
+        fleet: Fleet,
+        make: Callable[[ModelEntry], Made],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`changed` is called when other models are served than before, or as they are served now."""
+        self._tell_change = changed
         self._plan = plan
         self._directory = directory
         self._fleet = fleet
@@ -64,6 +73,7 @@ class ServedModels:
                 self._begin(name, entry)
         self._directory.replace(catalogue, [made.served for made in self._made.values()])
         self._look_for_default()
+        self._tell_change()
 
     def _look_for_default(self) -> None:
         name = self._directory.default
@@ -103,6 +113,7 @@ class ServedModels:
             return
         plan, served = self._plan.of_model(entry), made.served
         served.controller.limits = plan.limits
+        served.controller.bounds = plan.bounds
         served.desk.options = plan.hold
         self._made[name] = replace(made, served=replace(served, entry=entry))
         self._fleet.add(claim_of(entry), served.controller)

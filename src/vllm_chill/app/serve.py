@@ -22,6 +22,7 @@ from vllm_chill.api.version import Build
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
+from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.world import open_ground
 from vllm_chill.control.autoscaler import Autoscalers
@@ -107,19 +108,29 @@ async def serve(
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
         autoscalers = Autoscalers()
-        maker = TargetMaker(
-            plan, metrics, pool, budget, await stack.enter_async_context(_meters(settings)), autoscalers, recorders
-        )
+        meters = await stack.enter_async_context(_meters(settings))
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders)
         if plan.catalogue is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
-            directory, fleet, work = Directory(budget, made.served), None, made.run
+            directory, fleet, serve_targets = Directory(budget, made.served), None, made.run
         else:
             directory = Directory(budget, default=settings.model_id)
             fleet = Fleet(plan.rules, metrics.switched)
             models = ServedModels(
-                plan, directory, fleet, lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry))
+                plan,
+                directory,
+                fleet,
+                lambda entry: maker.make(plan.of_model(entry), ground.world(entry.ref, entry)),
+                autoscalers.review,
             )
-            work = partial(models.run, partial(ground.tell_models, models))
+            serve_targets = partial(models.run, partial(ground.tell_models, models))
+        targets = ProxyTargets(plan, directory, meters, metrics, lambda ref: ground.world(ref, None))
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(serve_targets())
+                tasks.create_task(ground.follow_policies(autoscalers, targets))
+
         proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(
             directory,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from vllm_chill.app.plan import Plan
+from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import Served
 from vllm_chill.core.catalogue import ModelEntry
@@ -21,6 +22,7 @@ from vllm_chill.ports import CatalogueObserver, ClusterBackend, StartHistory
 
 if TYPE_CHECKING:
     from vllm_chill.adapters.models_file import FileModel
+    from vllm_chill.control.policies import ScaleTargets
 
 
 class ModelsObserver(CatalogueObserver, Protocol):
@@ -54,6 +56,9 @@ class Ground(Protocol):
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         """Tell which models there are, now and after each change, until cancelled; where there is a catalogue."""
+
+    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
+        """Have targets scaled by the policies that there are, until cancelled."""
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +115,9 @@ class _ThisMachine:
     async def tell_models(self, observer: ModelsObserver) -> None:
         observer.catalogued([model.entry for model in self._models.values()])
         await asyncio.get_running_loop().create_future()
+
+    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
+        """There are none for the commands of this machine, each of which runs once at a time."""
 
 
 def _state_file(plan: Plan, argv: Sequence[str]) -> StartHistory | None:

@@ -406,6 +406,10 @@ class Autoscalers(Mapping[str, Autoscaler]):
         named = (each for each in self._by_name.values() if str(each.controller.target.ref) == name)
         return found or next(named, None)
 
+    def review(self) -> None:
+        """Take that what a model says of its replicas may have changed."""
+        self._tell()
+
     def _tell(self) -> None:
         if self.on_change is not None:
             self.on_change()

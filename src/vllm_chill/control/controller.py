@@ -189,6 +189,17 @@ class ScaleController:
         self.tick()
 
     @property
+    def bounds(self) -> Bounds:
+        """How many callers may wait, and how many requests a replica has."""
+        return self._bounds
+
+    @bounds.setter
+    def bounds(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._seats.limit = bounds.in_flight
+        self._serve_soon()
+
+    @property
     def synced(self) -> bool:
         """Whether the backend has told the state of the target."""
         return not isinstance(self._target.phase, Unknown)

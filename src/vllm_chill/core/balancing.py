@@ -40,10 +40,10 @@ class Seats:
     `out` are the replicas that are to be avoided while there is another; whoever makes the seats may change it.
     """
 
-    __slots__ = ("_departed", "_limit", "_ranks", "_turn", "out")
+    __slots__ = ("_departed", "_ranks", "_turn", "limit", "out")
 
     def __init__(self, limit: int | None = None, out: Collection[Endpoint] = _NOBODY) -> None:
-        self._limit = limit
+        self.limit = limit
         self._ranks = _Ranks()
         self._turn = 0
         self._departed: set[Endpoint] = set()
@@ -69,7 +69,7 @@ class Seats:
         else:
             return None
         rank = self._ranks[found]
-        if self._limit is not None and rank >> 48 >= self._limit:
+        if self.limit is not None and rank >> 48 >= self.limit:
             return None
         self._turn += 1
         self._ranks[found] = (rank >> 48) + 1 << 48 | self._turn
@@ -137,10 +137,10 @@ class HashedSeats(Seats):
             among = self._wanted(endpoints, besides)
             held = sum(map(self.taken, among))
         bound = ceil(self._load_factor * (held + 1) / len(among))
-        if self._limit is not None:
-            if held >= self._limit * len(among):
+        if self.limit is not None:
+            if held >= self.limit * len(among):
                 return None
-            bound = min(bound, self._limit)
+            bound = min(bound, self.limit)
         full = bound << 48
         ranks = self._ranks
         for endpoint in self._ring.owners(key):

@@ -21,6 +21,10 @@ _STEPS = 200  # fields and elements that are looked at, as a body may have nothi
 # Possessive, so that time is linear whatever comes.
 _FIELD = re.compile(rb'[ \t\r\n]*+[{,][ \t\r\n]*+"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _ELEMENT = re.compile(rb"[ \t\r\n]*+[\[,][ \t\r\n]*+(?!\])")
+# A message as clients write it, up to what is said in it.
+_MESSAGE = re.compile(
+    rb'\{[ \t\r\n]*+"role"[ \t\r\n]*+:[ \t\r\n]*+"([^"\\]*+)"[ \t\r\n]*+,[ \t\r\n]*+"content"[ \t\r\n]*+:[ \t\r\n]*+'
+)
 # Whole characters only: where the data ends, it does not end within an escape, nor between two that are one character.
 _TEXT = re.compile(
     rb'(?:[^"\\]++|\\[^u]|\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|(?![dD][89abAB])[0-9a-fA-F]{4}))*+',
@@ -85,6 +89,8 @@ class _Reader:
 
     def _of_message(self, at: int) -> str | None:
         """What a user says in it."""
+        if (usual := _MESSAGE.match(self._data, at)) is not None:
+            return self._of_content(usual.end()) if usual[1] == b"user" else None
         said, is_users = None, False
         for key, value in self._fields(at):
             if key == b"role":
@@ -133,7 +139,9 @@ class _Reader:
         """The keys of the object there, each with where its value begins."""
         data = self._data
         while (field := _FIELD.match(data, at)) is not None:
-            self._step()
+            self._steps -= 1
+            if self._steps < 0:
+                raise IndexError
             yield field[1], field.end()
             at = past_value(data, field.end())
 
@@ -141,11 +149,8 @@ class _Reader:
         """Where each element of the list there begins."""
         data = self._data
         while (element := _ELEMENT.match(data, at)) is not None:
-            self._step()
+            self._steps -= 1
+            if self._steps < 0:
+                raise IndexError
             yield element.end()
             at = past_value(data, element.end())
-
-    def _step(self) -> None:
-        self._steps -= 1
-        if self._steps < 0:
-            raise IndexError

@@ -6,24 +6,26 @@ its bounds; a target that sleeps has it once a request wakes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 from urllib.parse import unquote
 
+import structlog
 from aiohttp import web
 
 from vllm_chill.api.scaling_answers import (
-    SHOWN,
     AdjustAsked,
     Adjusted,
-    Moment,
     Policies,
     PolicyAnswer,
     ReplicaMetrics,
     ScalingMetrics,
     TargetMetrics,
+)
+from vllm_chill.api.scaling_told import (
+    SHOWN,
+    Moment,
     count_of,
     latency_of,
     override_answer,
@@ -33,18 +35,16 @@ from vllm_chill.api.scaling_answers import (
 from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.status import phase_name
 from vllm_chill.core.cold_start import duration
+from vllm_chill.core.model_status import Condition
 from vllm_chill.core.routing import Route
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Decision
-from vllm_chill.core.scaling.figures import measured_replicas
 from vllm_chill.core.scaling.override import Override
-from vllm_chill.core.scaling.policy import Policy
-from vllm_chill.core.scaling.signals import ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Ready, Replica, Target, Waking
+from vllm_chill.core.target import Ready, Waking
 from vllm_chill.errors import BadRequest, NoPolicy, NotScaling, ReplicaNotFound
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.web import asked
-from vllm_chill.web.targets import chosen, name_of
+from vllm_chill.web.scaled import Scaled, ScaledTargets, Scaler
 
 OVERRIDE_TTL_SECONDS = 3600.0
 _EXAMPLE = '{"model": "NAME", "targetReplicas": 2, "ttl": "1h"}'
@@ -53,64 +53,22 @@ _LONGEST_NAME = 100
 _USER = "X-Forwarded-User"
 
 
-class Controlled(Protocol):
-    """A target as its controller has it."""
-
-    @property
-    def target(self) -> Target: ...
-    def now(self) -> float: ...
-
-
-class Measures(Protocol):
-    """What is measured of one target (control.meter.Meter)."""
-
-    def members(self, signals: Collection[Signal]) -> Sequence[ReplicaReading]: ...
-    def of_target(self, signals: Collection[Signal]) -> Mapping[Signal, Sample]: ...
-
-
-class Scaler(Protocol):
-    """Whoever decides how many replicas one target has (control.autoscaler.Autoscaler)."""
-
-    @property
-    def controller(self) -> Controlled: ...
-    @property
-    def meter(self) -> Measures: ...
-    @property
-    def policy(self) -> Policy | None: ...
-    @property
-    def decision(self) -> Decision | None: ...
-    @property
-    def override(self) -> Override | None: ...
-    @property
-    def conflict(self) -> str | None: ...
-
-    def adjust(self, replicas: int, by: str, ttl_seconds: float) -> Override:
-        """Have so many replicas for so long. Raises BadRequest for a number outside of the bounds."""
-
-    def release(self) -> None:
-        """End what was set by hand."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scaled:
-    """One target. `scaler` is None where nothing measures and scales it, `served` where no request goes to it through
-    this proxy; `model` is what requests call it.
+class Claims(Protocol):
+    """Whoever knows where policies come from (control.policies.Policies). Targets are told by the names of their
+    autoscalers.
     """
 
-    name: str
-    controller: Controlled
-    scaler: Scaler | None
-    served: Served | None = None
-    model: str | None = None
+    def source_of(self, target: str) -> str | None:
+        """What the policy of a target comes from, for people; None for what has no more to say than its name."""
 
-    @property
-    def members(self) -> tuple[Replica, ...]:
-        """Its replicas, one by one, as they are measured."""
-        return measured_replicas(self.controller.target)
+    def conditions_of(self, target: str) -> Sequence[Condition]:
+        """What is so of the policy of a target, and what is not."""
 
 
 class ScalingApi:
-    """The scaling of one proxy's targets; `scalers` are by the name of their target."""
+    """The scaling of one proxy's targets. `scalers` are by the name of their target; `claims` is None where none are
+    read from anywhere.
+    """
 
     def __init__(
         self,
@@ -118,12 +76,15 @@ class ScalingApi:
         scalers: Mapping[str, Scaler],
         *,
         override_ttl_seconds: float = OVERRIDE_TTL_SECONDS,
+        claims: Claims | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._directory = directory
         self._scalers = scalers
+        self._targets = ScaledTargets(directory, scalers)
         self._ttl_seconds = override_ttl_seconds
+        self._claims = claims
         self._wall = wall
+        self._log = structlog.get_logger("vllm_chill.scaling")
 
     def decision_of(self, served: Served) -> Decision | None:
         """The last decision on a target."""
@@ -132,18 +93,16 @@ class ScalingApi:
 
     async def metrics(self, _: web.BaseRequest) -> web.Response:
         """Every replica of every target, with what is measured of it."""
-        self._directory.require_read()
         answer = ScalingMetrics(
             timestamp=self._wall().isoformat(timespec="milliseconds"),
-            targets=[self._measured(one) for one in self._all()],
+            targets=[self._measured(one) for one in self._targets.every()],
         )
         return web.json_response(answer.model_dump())
 
     async def pod_metrics(self, request: web.BaseRequest) -> web.Response:
         """One replica. Raises ReplicaNotFound with those there are, and BadRequest where several have the name."""
-        self._directory.require_read()
         pod, target = _last_part(request, Route.PROXY_SCALING_POD), request.query.get("target")
-        among = tuple(self._all()) if target is None else (self._meant(target),)
+        among = self._targets.every() if target is None else (self._targets.meant(target),)
         found = [one for one in among if any(replica.name == pod for replica in one.members)]
         if not found:
             raise _no_replica(pod, among)
@@ -156,11 +115,11 @@ class ScalingApi:
     async def replicas(self, request: web.BaseRequest) -> web.Response:
         """Set the number of replicas for a while, or with DELETE have the policy decide again."""
         if request.method == "DELETE":
-            return self._release(self._meant(request.query.get("model")))
+            return self._release(self._targets.meant(request.query.get("model")), _who(request, None))
         wish = await asked.body(request, AdjustAsked, _EXAMPLE)
         if wish is None:
             raise BadRequest(f"the body is empty; send JSON such as {_EXAMPLE}")
-        scaled = self._meant(wish.model)
+        scaled = self._targets.meant(wish.model)
         scaler = self._require_scaling(scaled)
         ttl_seconds = self._ttl_seconds if wish.ttl is None else seconds(wish.ttl)
         override = scaler.adjust(wish.target_replicas, _who(request, wish.by), ttl_seconds)
@@ -168,8 +127,7 @@ class ScalingApi:
 
     async def policies(self, _: web.BaseRequest) -> web.Response:
         """Every policy in force."""
-        self._directory.require_read()
-        answers = [(one, self._policy(one)) for one in self._all()]
+        answers = [(one, self._policy(one)) for one in self._targets.every()]
         answer = Policies(
             policies=[answer for _, answer in answers if answer is not None],
             without_policy=[one.name for one, answer in answers if answer is None],
@@ -178,41 +136,11 @@ class ScalingApi:
 
     async def policy(self, request: web.BaseRequest) -> web.Response:
         """The policy of one target. Raises NoPolicy."""
-        scaled = self._meant(_last_part(request, Route.PROXY_SCALING_POLICY))
+        scaled = self._targets.meant(_last_part(request, Route.PROXY_SCALING_POLICY))
         answer = self._policy(scaled)
         if answer is None:
             raise NoPolicy(f"{scaled.name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
         return web.json_response(answer.model_dump())
-
-    # Which target is meant.
-
-    def _all(self) -> Iterator[Scaled]:
-        served = {one.name: one for one in self._directory}
-        for one in served.values():
-            yield self._of(one)
-        for name, scaler in self._scalers.items():
-            if name not in served:
-                yield Scaled(name, scaler.controller, scaler)
-
-    def _of(self, served: Served) -> Scaled:
-        model = None if served.entry is None else name_of(self._directory, served)
-        return Scaled(served.name, served.controller, self._scalers.get(served.name), served, model)
-
-    def _meant(self, name: str | None) -> Scaled:
-        """The target of a model's name, or of its own: as it is told here, as NAMESPACE/NAME, or NAME alone."""
-        served = None
-        if name is not None and self._directory.only is None:
-            served = self._directory.find(name)
-        if name is not None and served is None:
-            everything = tuple(self._all())
-            for names in (_full_names, _last_names):
-                found = [one for one in everything if name in names(one)]
-                if len(found) == 1:
-                    return found[0]
-                if found:
-                    which = ", ".join(str(one.controller.target.ref) for one in found)
-                    raise BadRequest(f'{len(found)} targets are called "{name}"; say which one is meant: {which}')
-        return self._of(served or chosen(self._directory, name, field="model"))
 
     # What is told.
 
@@ -249,7 +177,7 @@ class ScalingApi:
             )
 
     def _policy(self, scaled: Scaled) -> PolicyAnswer | None:
-        scaler = scaled.scaler
+        scaler, claims = scaled.scaler, self._claims
         if scaler is None or scaler.policy is None:
             return None
         return policy_answer(
@@ -258,11 +186,11 @@ class ScalingApi:
             self._moment(scaled),
             target=scaled.name,
             model=scaled.model,
-            source=scaler.policy.name,
+            source=(None if claims is None else claims.source_of(scaled.name)) or scaler.policy.name,
             replicas=count_of(scaled.controller.target),
             override=scaler.override,
             conflict=scaler.conflict,
-            conditions=(),
+            conditions=() if claims is None else claims.conditions_of(scaled.name),
         )
 
     # What is set by hand.
@@ -271,7 +199,7 @@ class ScalingApi:
         scaler, name = scaled.scaler, scaled.name
         if scaler is None or scaler.policy is None:
             raise BadRequest(f"{name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
-        if scaled.served is not None and scaled.served.controller.observe_only:
+        if scaled.controller.observe_only:
             raise NotScaling(
                 "this proxy recommends numbers of replicas and writes none (--mode recommend); set the replicas of "
                 f"{name} where they are written."
@@ -290,11 +218,12 @@ class ScalingApi:
             message = f"{scaled.name} is {phase_name(phase)}; while it is awake it is to have {many} {until}."
         return self._told(scaled, override, message)
 
-    def _release(self, scaled: Scaled) -> web.Response:
+    def _release(self, scaled: Scaled, by: str) -> web.Response:
         scaler = scaled.scaler
         if scaler is None or scaler.override is None:
             return self._told(scaled, None, f"Nobody has set the replicas of {scaled.name}.")
         scaler.release()
+        self._log.info("no longer adjusted", target=scaled.name, by=by)
         return self._told(scaled, None, f"The scaling policy of {scaled.name} decides again.")
 
     def _told(self, scaled: Scaled, override: Override | None, message: str) -> web.Response:
@@ -315,14 +244,6 @@ _HOW = (
     "in Kubernetes, apply a vLLMScalingPolicy whose scaleTargetRef names it, annotate it with vllm-chill.io/autoscale "
     "and vllm-chill.io/max-replicas, or give its model a maxReplicas above 1."
 )
-
-
-def _full_names(scaled: Scaled) -> tuple[str, ...]:
-    return (scaled.name, str(scaled.controller.target.ref))
-
-
-def _last_names(scaled: Scaled) -> tuple[str, ...]:
-    return (scaled.controller.target.ref.name,)
 
 
 def _last_part(request: web.BaseRequest, route: Route) -> str:

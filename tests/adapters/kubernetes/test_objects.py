@@ -56,7 +56,12 @@ async def test_a_deletion_names_the_one_that_is_meant(server: StubApi, store: Ku
     ("code", "message", "kind", "words"),
     [
         (401, "no", BackendRefused, "does not accept the credentials"),
-        (403, 'User "x" cannot patch resource "deployments"', BackendRefused, "deploy/models has them all"),
+        (
+            403,
+            'User "x" cannot patch resource "deployments"',
+            BackendRefused,
+            "deploy/models and deploy/policies",
+        ),
         (403, "exceeded quota: pods", BackendRefused, r"\(403\): exceeded quota: pods"),
         (404, 'namespaces "ai-apps" not found', BackendRefused, 'namespaces "ai-apps" not found'),
         (409, "it has been modified", BackendConflict, "just now: it has been modified"),

@@ -11,10 +11,16 @@ from aiohttp import web
 
 from tests.adapters.kubernetes.conftest import Fixed
 from vllm_chill.adapters.kubernetes.client import ApiClient
-from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models
+from vllm_chill.adapters.kubernetes.rights import (
+    Right,
+    missing_rights,
+    rights_of_models,
+    rights_of_policies,
+)
 
 RIGHTS = rights_of_models("ai-apps")
-RBAC = Path(__file__).parents[3] / "deploy" / "models" / "rbac.yaml"
+OF_POLICIES = rights_of_policies("ai-apps")
+DEPLOY = Path(__file__).parents[3] / "deploy"
 Json = dict[str, Any]
 
 
@@ -79,21 +85,28 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(session: aiohttp.
     assert "cannot be reached" in said
 
 
-def granted() -> Iterator[tuple[str, str, str, bool]]:
-    """The verb, group and resource of each right that deploy/models grants, and whether it is cluster-wide."""
-    for item in yaml.safe_load_all(RBAC.read_text()):
+def granted(component: str) -> Iterator[tuple[str, str, str, bool]]:
+    """The verb, group and resource of each right that a component grants, and whether it is cluster-wide."""
+    for item in yaml.safe_load_all((DEPLOY / component / "rbac.yaml").read_text()):
         for rule in item.get("rules", ()):
             for resource in rule["resources"]:
                 for verb in rule["verbs"]:
                     yield verb, rule["apiGroups"][0], resource, item["kind"] == "ClusterRole"
 
 
-def test_the_manifest_grants_exactly_what_is_asked_for() -> None:
-    assert sorted(granted()) == sorted((r.verb, r.group, r.resource, r.namespace is None) for r in RIGHTS)
+of_each = pytest.mark.parametrize(("component", "rights"), [("models", RIGHTS), ("policies", OF_POLICIES)])
 
 
-def test_no_right_is_asked_for_twice() -> None:
-    assert len({(right.verb, right.group, right.resource, right.namespace) for right in RIGHTS}) == len(RIGHTS)
+@of_each
+def test_the_manifest_grants_exactly_what_is_asked_for(component: str, rights: tuple[Right, ...]) -> None:
+    asked = sorted((r.verb, r.group, r.resource, r.namespace is None) for r in rights)
+    assert sorted(granted(component)) == asked
+    assert {right.manifest for right in rights} == {f"deploy/{component}/rbac.yaml"}
+
+
+@of_each
+def test_no_right_is_asked_for_twice(component: str, rights: tuple[Right, ...]) -> None:
+    assert len({(right.verb, right.group, right.resource, right.namespace) for right in rights}) == len(rights)
 
 
 def test_a_right_to_the_core_group_names_no_group() -> None:

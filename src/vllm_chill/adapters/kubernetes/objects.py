@@ -19,6 +19,7 @@ from vllm_chill.ports import ObjectsObserver
 
 MANAGER = "vllm-chill"
 """Who vllm-chill is among those that write fields of an object."""
+_MANIFESTS = "deploy/models and deploy/policies have them all"
 _MESSAGE_CHARACTERS = 1024  # the most that the API takes for an event's message
 
 
@@ -163,7 +164,7 @@ def _refusal(doing: str, what: str, error: ApiError) -> BackendError:
                 f"the API server does not accept the credentials: {said}; log in again, or renew them"
             )
         case 403 if '" cannot ' in said:
-            return BackendRefused(f"{what} cannot be {doing}: {said}; grant it that right (deploy/models has them all)")
+            return BackendRefused(f"{what} cannot be {doing}: {said}; grant it that right ({_MANIFESTS})")
         case 404:
             return _NotThere(f"{what} cannot be {doing}: {said}")
         case 409:

@@ -1,7 +1,7 @@
-"""The rights that a catalogue of models needs, and which of them are missing: asked when the proxy starts.
+"""The rights that models and scaling policies need, and which of them are missing: asked when the proxy starts.
 
 The rule: a missing right stops nothing here. It is named with what does not work without it, and everything else goes
-on; what needs it says so again when it is needed. deploy/models/rbac.yaml grants exactly these, which a test compares.
+on; what needs it says so again when it is needed. The manifests grant exactly these, which a test compares.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from vllm_chill.api.vllm_model import GROUP, PLURAL
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _SECONDS = 10.0
+_OF_MODELS = "deploy/models/rbac.yaml"
+_OF_POLICIES = "deploy/policies/rbac.yaml"
+_POLICIES, _POLICY = "autoscaler.production-stack", "vllmscalingpolicies"
 
 
 @dataclass(frozen=True, slots=True)
 class Right:
     """A verb on a resource (`deployments/scale` names a part of one), in a namespace or (None) cluster-wide; `without`
-    says what does not work without it, as a clause.
+    says what does not work without it, as a clause, and `manifest` what grants it.
     """
 
     verb: str
@@ -27,6 +30,7 @@ class Right:
     resource: str
     namespace: str | None
     without: str
+    manifest: str = _OF_MODELS
 
     @property
     def complaint(self) -> str:
@@ -35,7 +39,7 @@ class Right:
         where = "cluster-wide" if self.namespace is None else f"in the namespace {self.namespace}"
         return (
             f'the right to "{self.verb}" "{self.resource}"{group} {where} is missing: {self.without}; '
-            "deploy/models/rbac.yaml has it"
+            f"{self.manifest} has it"
         )
 
 
@@ -59,6 +63,35 @@ def rights_of_models(namespace: str) -> tuple[Right, ...]:
         *(Right(verb, "", resource, None, without) for verb, resource, without in events),
         *(Right(verb, "apps", resource, namespace, without) for verb, resource, without in own),
         *(Right(verb, "", resource, namespace, without) for verb, resource, without in (*services, *pods)),
+    )
+
+
+def rights_of_policies(namespace: str) -> tuple[Right, ...]:
+    """All rights that are needed to scale what is in this namespace by policies, beyond what deploy/rbac.yaml grants.
+
+    What a policy for another kind needs besides is missed when it is needed.
+    """
+    annotated = "Deployments that policies name, or that ask for one by annotations, are not found"
+    rivals = "that another autoscaler scales a target too is noticed late, or not at all"
+    follows = "StatefulSets that policies name are not followed"
+    seen = (
+        (_POLICIES, _POLICY, "no scaling policy is seen"),
+        ("apps", "deployments", annotated),
+        ("apps", "statefulsets", follows),
+        ("autoscaling", "horizontalpodautoscalers", rivals),
+        ("keda.sh", "scaledobjects", rivals),
+    )
+    written = (
+        (_POLICIES, f"{_POLICY}/status", "a scaling policy's status is not told"),
+        ("apps", "deployments/scale", "Deployments are not scaled by policies"),
+        ("apps", "statefulsets/scale", "StatefulSets are not scaled"),
+    )
+    silent = "what was done by a scaling policy is not told in events"
+    asked = [(verb, group, resource, without) for group, resource, without in seen for verb in ("list", "watch")]
+    asked += [("patch", group, resource, without) for group, resource, without in written]
+    asked += [(verb, "", "events", silent) for verb in ("get", "create", "patch")]
+    return tuple(
+        Right(verb, group, resource, namespace, without, _OF_POLICIES) for verb, group, resource, without in asked
     )
 
 

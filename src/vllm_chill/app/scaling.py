@@ -1,0 +1,82 @@
+"""What scaling policies are for: the targets that the proxy serves, and those that it scales besides."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from vllm_chill.api.scaling_policy import policy_of_model
+from vllm_chill.app.meters import Meters
+from vllm_chill.app.plan import Plan
+from vllm_chill.app.world import World
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.policies import OwnTarget
+from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.core.lifecycle import desired_replicas
+from vllm_chill.core.scaling.policy import Policy
+from vllm_chill.core.target import TargetRef
+from vllm_chill.proxy.served import Directory
+from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.recorder import TargetRecorder
+from vllm_chill.telemetry.replica_metrics import Scaled
+
+
+class ProxyTargets:
+    """control.policies.ScaleTargets of one proxy. `world` is what a target runs on that the proxy does not serve."""
+
+    def __init__(
+        self, plan: Plan, directory: Directory, meters: Meters, metrics: Metrics, world: Callable[[TargetRef], World]
+    ) -> None:
+        self._plan = plan
+        self._directory = directory
+        self._meters = meters
+        self._metrics = metrics
+        self._world = world
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known by now which models there are."""
+        return self._directory.unread is None
+
+    def served(self, model: str) -> str | None:
+        """The name of the target that serves a model by this name, or that loads it; None if none does."""
+        only = self._directory.only
+        if only is not None:
+            return None if only.knowledge.models.find(model) is None else only.name
+        found = self._directory.find(model)
+        loading = (entry.name for entry in self._directory.catalogue if entry.model == model)
+        return found.name if found is not None else next(loading, None)
+
+    def own_policy(self, name: str) -> Policy | None:
+        """What the model of a target says of its replicas by itself."""
+        served = next((one for one in self._directory if one.name == name), None)
+        return None if served is None or served.entry is None else policy_of_model(served.entry)
+
+    def make_target(self, ref: TargetRef) -> OwnTarget:
+        """What scales a target that is not served: it is never put to sleep, as nobody here could wake it."""
+        world = self._world(ref)
+        controller = ScaleController(
+            ref,
+            replace(self._plan.limits, idle_seconds=math.inf),
+            ProbingBackend(world.backend, None, direct=True),
+            TargetRecorder(ref, self._metrics),
+        )
+        controller.observe_only = self._plan.observe_only
+        meter = self._meters.of(controller)
+        self._metrics.follow(lambda: controller.target, controller.now, None)
+        self._metrics.replicas.follow(
+            ref, Scaled(meter.figures, controller.now, lambda: desired_replicas(controller.target))
+        )
+
+        async def run() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(controller.run())
+                    tasks.create_task(meter.run())
+            finally:
+                await world.close()
+                self._metrics.forget(ref)
+
+        return OwnTarget(str(ref), controller, meter, run)
