@@ -266,7 +266,8 @@ class Settings(BaseSettings):
     )  # fmt: skip
     drain_timeout: Duration = _setting(
         timedelta(minutes=10), "DRAIN_TIMEOUT", "Timing", _ANY_DURATION,
-        "After SIGTERM: how long held and streaming requests may take to finish.",
+        "How long requests may take to finish: held and streaming ones after SIGTERM, and those of a replica that is "
+        "one too many before it goes.",
     )  # fmt: skip
     shutdown_delay: Duration = _setting(
         timedelta(seconds=5), "SHUTDOWN_DELAY", "Timing", _ANY_DURATION,

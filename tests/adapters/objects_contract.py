@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import pytest
@@ -24,10 +25,12 @@ class SeenObjects:
 
     objects: Mapping[str, Json] | None = None
     losses: list[str] = field(default_factory=list)
+    history: list[Mapping[str, Json]] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def seen(self, objects: Mapping[str, Json]) -> None:
         self.objects = objects
+        self.history.append(objects)
         self._changed.set()
 
     def lost(self, cause: str) -> None:
@@ -106,6 +109,25 @@ class ObjectsContract:
         assert found is not None
         assert args_of(found) == args_of(made) == ["--model", "a"]
         assert "managedFields" not in found["metadata"]
+
+    async def test_of_metadata_only_what_is_asked_for_is_told_and_nothing_else_tells(self, world: ObjectsWorld) -> None:
+        seen = SeenObjects()
+        only = replace(world.deployments, metadata_only=True)
+        made = await world.store.apply(world.deployments, deployment(annotations={"a": "1"}))
+        watching = asyncio.create_task(world.store.watch(only, seen))
+        told = await seen.until(lambda objects: "d" in objects)
+        item = told["d"]
+        assert set(item) == {"apiVersion", "kind", "metadata"}
+        assert (item["apiVersion"], item["kind"]) == ("apps/v1", "Deployment")
+        assert (item["metadata"]["uid"], item["metadata"]["labels"]) == (made["metadata"]["uid"], {"ours": "yes"})
+        assert item["metadata"]["annotations"]["a"] == "1"
+        await world.change("d", {"metadata": {"finalizers": ["example.com/theirs"]}})
+        await world.change("d", {"metadata": {"finalizers": []}})
+        await world.change("d", {"metadata": {"annotations": {"a": "2"}}})
+        await seen.until(lambda objects: objects["d"]["metadata"]["annotations"]["a"] == "2")
+        assert all(before != after for before, after in itertools.pairwise(seen.history))
+        watching.cancel()
+        await asyncio.wait([watching])
 
     async def test_what_is_not_there_is_none(self, world: ObjectsWorld) -> None:
         assert await world.store.get(world.deployments, "d") is None

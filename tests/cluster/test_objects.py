@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
 from tests.adapters.objects_contract import ObjectsContract, SeenObjects, deployment
 from tests.cluster.cluster import Cluster
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
-from vllm_chill.adapters.kubernetes.watch import Pace
+from vllm_chill.adapters.kubernetes.watch import ListWatch, Pace
 from vllm_chill.core.objects import Collection, Json
 from vllm_chill.errors import BackendRefused
 
@@ -57,3 +58,18 @@ async def test_what_the_server_finds_wrong_is_refused_in_its_words(cluster: Clus
     bad["spec"]["replicas"] = -1
     with pytest.raises(BackendRefused, match=r"Deployment .*/d cannot be written \(422\): .*spec.replicas"):
         await world.store.apply(world.deployments, bad)
+
+
+async def test_a_server_that_is_asked_for_metadata_leaves_out_the_rest(cluster: Cluster) -> None:
+    world = KubernetesObjectsWorld(cluster)
+    items: list[Json] = []
+    path = f"/apis/apps/v1/namespaces/{cluster.namespace}/deployments"
+    watch: ListWatch[None] = ListWatch(cluster.api, path, {}, items.append, metadata_only=True)
+    await world.store.apply(world.deployments, deployment("listed"))
+    async with aclosing(watch.steps()) as steps:
+        await anext(steps)
+        await world.store.apply(world.deployments, deployment("watched"))
+        while not any(item["metadata"]["name"] == "watched" for item in items):
+            await anext(steps)
+    assert {item["metadata"]["name"] for item in items} == {"listed", "watched"}
+    assert not any("spec" in item for item in items)

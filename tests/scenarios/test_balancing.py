@@ -298,3 +298,22 @@ async def test_a_terminating_replica_gets_nothing_new_and_its_streams_end_in_goo
         texts = [await response.text() for response in streams + more]
         assert all(text.endswith("data: [DONE]\n\n") for text in texts)
         assert sum(f"data: {leaving.name}\n" in text for text in texts) == 2
+
+
+async def test_an_upgrade_that_meets_a_dead_replica_is_the_last_that_does() -> None:
+    async with three(fast=True) as t:
+        await t.replicas[0].die()
+        statuses = []
+        for _ in range(6):
+            headers = {"Connection": "Upgrade", "Upgrade": "some/1"}
+            async with t.s.session.get(t.s.url + "/v1/realtime", headers=headers) as response:
+                statuses.append(response.status)
+        assert Counter(statuses) == {502: 1, 200: 5}
+
+
+async def test_an_upload_that_meets_a_dead_replica_is_the_last_that_does(fast: bool) -> None:
+    async with three(fast=fast, replay_bytes=1000) as t:
+        await t.replicas[0].die()
+        statuses = [(await t.s.post(CHAT, data=b"x" * 200_000))[0] for _ in range(6)]
+        assert Counter(statuses) in ({502: 1, 200: 5}, {200: 6})
+        assert t.s.metric("vllm_chill_replica_ejections_total", target="test/vllm") == 1

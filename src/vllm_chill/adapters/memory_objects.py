@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vllm_chill.core.objects import Collection, Json, metadata
+from vllm_chill.core.objects import Collection, Json, metadata, only_metadata
 from vllm_chill.errors import BackendConflict, BackendError
 from vllm_chill.ports import ObjectsObserver
 
@@ -35,6 +35,13 @@ class Said:
     count: int = 1
 
 
+@dataclass(eq=False, slots=True)
+class _Watch:
+    collection: Collection
+    observer: ObjectsObserver
+    told: dict[str, Json] | None = None
+
+
 class MemoryObjects:
     """ports.ObjectStore. `said` are the events, oldest first; `writes` what was done to which object, and `reads`
     how often one was looked at. `fail_next` is what the next writes raise, one by one, and `fail_applies` what every
@@ -44,7 +51,7 @@ class MemoryObjects:
     def __init__(self) -> None:
         self._objects: dict[Collection, dict[str, Json]] = defaultdict(dict)
         self._applied: dict[tuple[Collection, str], Json] = {}
-        self._observers: dict[Collection, list[ObjectsObserver]] = defaultdict(list)
+        self._observers: dict[Collection, list[_Watch]] = defaultdict(list)
         self._lost: dict[Collection, str] = {}
         self._versions = itertools.count(1)
         self.said: list[Said] = []
@@ -54,12 +61,13 @@ class MemoryObjects:
         self.fail_applies: BackendError | None = None
 
     async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
-        self._observers[collection].append(observer)
+        watch = _Watch(collection, observer)
+        self._observers[collection].append(watch)
         try:
-            self._tell(collection, observer)
+            self._tell(watch)
             await asyncio.get_running_loop().create_future()
         finally:
-            self._observers[collection].remove(observer)
+            self._observers[collection].remove(watch)
 
     async def get(self, collection: Collection, name: str) -> Json | None:
         self.reads += 1
@@ -139,14 +147,21 @@ class MemoryObjects:
         self._tell_all(collection)
 
     def _tell_all(self, collection: Collection) -> None:
-        for observer in tuple(self._observers[collection]):
-            self._tell(collection, observer)
+        for watch in tuple(self._observers[collection]):
+            self._tell(watch)
 
-    def _tell(self, collection: Collection, observer: ObjectsObserver) -> None:
+    def _tell(self, watch: _Watch) -> None:
+        collection = watch.collection
         if collection in self._lost:
-            observer.lost(self._lost[collection])
-        else:
-            observer.seen(copy.deepcopy(self._objects[collection]))
+            watch.told = None
+            watch.observer.lost(self._lost[collection])
+            return
+        objects = copy.deepcopy(self._objects[collection])
+        if collection.metadata_only:
+            objects = {name: only_metadata(item, collection) for name, item in objects.items()}
+        if objects != watch.told:
+            watch.told = objects
+            watch.observer.seen(copy.deepcopy(objects))
 
     async def _reach(self, doing: str, name: str) -> None:
         await asyncio.sleep(0)

@@ -119,6 +119,7 @@ class Plan:
             math.inf if self.observe_only else self.settings.idle_timeout.total_seconds(),
             self.settings.start_timeout.total_seconds(),
             keep_abandoned=self.settings.wake_abandoned == "keep",
+            drain_seconds=self.settings.drain_timeout.total_seconds(),
         )
 
     @property

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
 
 # What a server writes by itself, and what scaling writes: no part of what an object is meant to be.
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
 
 
@@ -21,6 +22,9 @@ _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVer
 class Collection:
     """The objects of one kind, in a namespace or (None) cluster-wide. `api_version` is as objects say it (`apps/v1`),
     `plural` as paths do. `absent` says what to do about a server that does not know the kind, without a full stop.
+
+    `metadata_only`: a watch is told of objects' names, labels and annotations alone, and of no other change. That is
+    for the many objects of a kind that anybody has, where few are of interest.
     """
 
     api_version: str
@@ -28,6 +32,7 @@ class Collection:
     plural: str
     namespace: str | None = None
     absent: str = ""
+    metadata_only: bool = field(default=False, compare=False)
 
     def named(self, name: str) -> str:
         """One of its objects, for a sentence."""
@@ -37,6 +42,19 @@ class Collection:
 def metadata(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """An object's metadata."""
     return item.get("metadata") or {}
+
+
+def only_metadata(item: Mapping[str, Any], collection: Collection) -> Json:
+    """What is told of an object where only its metadata is asked for."""
+    of = metadata(item)
+    kept = {key: of[key] for key in ("name", "namespace", "uid", "labels") if key in of}
+    # What kubectl last applied is all of the object once more.
+    annotations = {key: value for key, value in annotations_of(item).items() if key != _LAST_APPLIED}
+    return {
+        "apiVersion": collection.api_version,
+        "kind": collection.kind,
+        "metadata": {**kept, "annotations": annotations},
+    }
 
 
 def labels_of(item: Mapping[str, Any]) -> Mapping[str, str]:

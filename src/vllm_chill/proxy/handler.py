@@ -83,8 +83,12 @@ class ProxyHandler:
         desk = choice.served.desk
         if (protocol := upgrade_of(request)) is not None:
             with await attempts.lease() as lease:
-                await attempts.prepare(lease.endpoint)
-                return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
+                try:
+                    await attempts.prepare(lease.endpoint)
+                    return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
+                except (UpstreamRefused, UpstreamReset) as error:
+                    attempts.failed(error, lease.endpoint)
+                    raise
         try:
             if size := body.missing:
                 if desk.streams(size):

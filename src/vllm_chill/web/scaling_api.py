@@ -66,8 +66,9 @@ class Claims(Protocol):
 
 
 class ScalingApi:
-    """The scaling of one proxy's targets. `scalers` are by the name of their target; `claims` is None where none are
-    read from anywhere.
+    """The scaling of one proxy's targets. `scalers` are by the name of their target.
+
+    `claims` is None where nobody reads policies.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -114,5 +115,19 @@ async def test_a_watch_without_the_right_says_which(server: StubApi, store: Kube
     watching = asyncio.create_task(store.watch(MODELS, seen))
     await seen.until(lambda objects: objects == {})
     assert seen.losses[0].startswith('User "x" cannot list resource "models"; grant it that right')
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+@pytest.mark.parametrize("only", [True, False])
+async def test_metadata_is_asked_for_where_that_is_all(only: bool, server: StubApi, store: KubernetesObjects) -> None:
+    await server.put(ITEM)
+    seen = SeenObjects()
+    watching = asyncio.create_task(store.watch(replace(DEPLOYMENTS, metadata_only=only), seen))
+    await seen.until(lambda objects: "a" in objects)
+    await server.until_asked("watch")
+    asked = [request.headers["Accept"] for request in server.requests]
+    form = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
+    assert asked == ([form.format("List"), form.format("")] if only else ["application/json"] * 2)
     watching.cancel()
     await asyncio.wait([watching])

@@ -22,6 +22,7 @@ CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _ERROR_BYTES = 65536
 
+JSON = "application/json"
 Json = dict[str, Any]
 Query = Mapping[str, str | int]
 
@@ -69,29 +70,37 @@ class ApiClient:
         self._call_seconds = call_seconds
 
     async def call(
-        self, method: str, path: str, *, query: Query | None = None, body: Json | None = None, patch: str = "merge"
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: Json | None = None,
+        patch: str = "merge",
+        accept: str = JSON,
     ) -> Json:
-        """The server's answer as JSON. `patch` names the kind of patch that a PATCH's body is.
+        """The server's answer as JSON. `patch` names the kind of patch that a PATCH's body is, `accept` the form of the
+        answer.
 
         Raises ApiError or Unreachable.
         """
         try:
             async with asyncio.timeout(self._call_seconds):
-                return await self._call(method, path, query, body, patch)
+                return await self._call(method, path, query, body, patch, accept)
         except TimeoutError as error:
             raise Unreachable(
                 f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
             ) from error
 
     @asynccontextmanager
-    async def stream(self, path: str, query: Query) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def stream(self, path: str, query: Query, accept: str = JSON) -> AsyncIterator[aiohttp.ClientResponse]:
         """A GET whose body is still to be read, by a reader with deadlines of its own.
 
         Raises ApiError or Unreachable on the way to the body, and aiohttp's errors within it.
         """
         try:
             async with asyncio.timeout(self._call_seconds):
-                response = await self._answer("GET", path, query, None, None)
+                response = await self._answer("GET", path, query, None, None, accept)
         except TimeoutError as error:
             raise Unreachable(
                 f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
@@ -101,11 +110,13 @@ class ApiClient:
         finally:
             response.close()
 
-    async def _call(self, method: str, path: str, query: Query | None, body: Json | None, patch: str) -> Json:
+    async def _call(
+        self, method: str, path: str, query: Query | None, body: Json | None, patch: str, accept: str
+    ) -> Json:
         data = None if body is None else json.dumps(body).encode()
         # What is applied is called YAML, of which JSON is a part; older servers know no other name for it.
         form = f"{patch}-patch+{'yaml' if patch == 'apply' else 'json'}" if method == "PATCH" else "json"
-        response = await self._answer(method, path, query, data, f"application/{form}")
+        response = await self._answer(method, path, query, data, f"application/{form}", accept)
         async with response:
             try:
                 answer: Json = json.loads(await response.read())
@@ -116,27 +127,33 @@ class ApiClient:
             return answer
 
     async def _answer(
-        self, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None
+        self, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None, accept: str
     ) -> aiohttp.ClientResponse:
+        headers = {"Accept": accept, "User-Agent": "vllm-chill"}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
         access = await self._fresh()
-        response = await self._send(access, method, path, query, data, content_type)
+        response = await self._send(access, method, path, query, data, headers)
         if response.status == 401:
             response.release()
             access = await self._load(access)
-            response = await self._send(access, method, path, query, data, content_type)
+            response = await self._send(access, method, path, query, data, headers)
         if response.status >= 400:
             async with response:
                 raise await _error(response)
         return response
 
     async def _send(
-        self, access: Access, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None
+        self,
+        access: Access,
+        method: str,
+        path: str,
+        query: Query | None,
+        data: bytes | None,
+        headers: Mapping[str, str],
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "User-Agent": "vllm-chill"}
         if access.authorization is not None:
-            headers["Authorization"] = access.authorization
-        if content_type is not None:
-            headers["Content-Type"] = content_type
+            headers = {**headers, "Authorization": access.authorization}
         url = URL(access.server + path, encoded=True)
         url = url.update_query(query) if query else url
         for again in (True, False):

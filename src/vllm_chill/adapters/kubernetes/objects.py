@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import datetime
 from contextlib import aclosing
+from functools import partial
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
-from vllm_chill.core.objects import Collection, digest, metadata
+from vllm_chill.core.objects import Collection, digest, metadata, only_metadata
 from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 from vllm_chill.ports import ObjectsObserver
@@ -31,14 +32,20 @@ class KubernetesObjects:
         self._pace = pace or Pace()
 
     async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
-        objects = ListWatch(self._api, path_of(collection), {}, _without_managers, self._pace)
+        only = collection.metadata_only
+        keep = partial(only_metadata, collection=collection) if only else _without_managers
+        objects = ListWatch(self._api, path_of(collection), {}, keep, self._pace, metadata_only=only)
+        told: dict[str, Json] | None = None
         async with aclosing(objects.steps()) as steps:
             async for step in steps:
                 match step:
                     case Outage(cause, absent=absent):
+                        told = None
                         observer.lost(_absence(collection) if absent else cause)
                     case Snapshot():
-                        observer.seen(dict(step.objects))
+                        before, told = told, dict(step.objects)
+                        if told != before:
+                            observer.seen(told)
 
     async def get(self, collection: Collection, name: str) -> Json | None:
         return await self._call_one("GET", collection, name)

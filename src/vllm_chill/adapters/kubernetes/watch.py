@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import aiohttp
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
+from vllm_chill.adapters.kubernetes.client import JSON, ApiClient, ApiError, Json, Query, Unreachable
 
 T = TypeVar("T")
 
@@ -73,18 +73,27 @@ class _Ended(Exception):
 
 
 class ListWatch(Generic[T]):
-    """One collection. `parse` keeps of an object what is needed, or None to leave the object out.
+    """One collection. `parse` keeps of an object what is needed, or None to leave the object out. `metadata_only`: the
+    server is asked for objects' metadata, and leaves out the rest if it can.
 
     Invariant: `_objects` is the collection as of `_version`. One iteration at a time.
     """
 
     def __init__(
-        self, api: ApiClient, path: str, query: Query, parse: Callable[[Json], T | None], pace: Pace | None = None
+        self,
+        api: ApiClient,
+        path: str,
+        query: Query,
+        parse: Callable[[Json], T | None],
+        pace: Pace | None = None,
+        *,
+        metadata_only: bool = False,
     ) -> None:
         self._api = api
         self._path = path
         self._query = dict(query)
         self._parse = parse
+        self._metadata_only = metadata_only
         self._pace = pace or Pace()
         self._objects: dict[str, T] = {}
         self._version = "0"
@@ -124,7 +133,7 @@ class ListWatch(Generic[T]):
         version = None
         while True:
             try:
-                listing = await self._api.call("GET", self._path, query=page)
+                listing = await self._api.call("GET", self._path, query=page, accept=self._accept("List"))
             except ApiError as error:
                 if error.status == 410:
                     raise _Expired from error
@@ -173,7 +182,7 @@ class ListWatch(Generic[T]):
             "timeoutSeconds": seconds,
         }
         try:
-            async with self._api.stream(self._path, query) as self._response:
+            async with self._api.stream(self._path, query, self._accept()) as self._response:
                 if self._relist.is_set():
                     raise _Expired
                 deadline = asyncio.get_running_loop().time() + seconds + self._pace.grace_seconds
@@ -192,6 +201,9 @@ class ListWatch(Generic[T]):
             ) from error
         finally:
             self._response = None
+
+    def _accept(self, of: str = "") -> str:
+        return f"{JSON};as=PartialObjectMetadata{of};g=meta.k8s.io;v=v1,{JSON}" if self._metadata_only else JSON
 
     def _take(self, event: Json) -> bool:
         """Take an event over; whether the collection may have changed."""
