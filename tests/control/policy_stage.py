@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.policies import OwnTarget, Policies, autoscalers_of
 from vllm_chill.control.policy_sources import objects_of, policies_of
 from vllm_chill.control.reconciler import Rhythm
+from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.core.objects import Json
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.target import STATEFUL_SETS, Limits, Resource, TargetRef
@@ -61,16 +61,19 @@ class Targets:
     def own_policy(self, name: str) -> Policy | None:
         return self.own.get(name)
 
-    def controller(self, ref: TargetRef, name: str, idle: float) -> ScaleController:
-        backend = ObjectsBackend(self.store, start_seconds=1.0)
-        controller = ScaleController(ref, Limits(idle, 1800, drain_seconds=0.0), backend, Nobody())
+    def controller(self, ref: TargetRef, name: str, *, served: bool = True) -> ScaleController:
+        limits, backend = Limits(300, 1800, drain_seconds=0.0), ObjectsBackend(self.store, start_seconds=1.0)
+        if served:
+            controller = ScaleController(ref, limits, backend, Nobody())
+        else:
+            controller = ScaleController(ref, unserved(limits), UnservedBackend(backend), Nobody())
         self.loads[name] = Load(controller)
         return controller
 
     def make_target(self, ref: TargetRef) -> OwnTarget:
         self.made.append(ref)
         name = str(ref)
-        controller = self.controller(ref, name, math.inf)
+        controller = self.controller(ref, name, served=False)
 
         async def run() -> None:
             self.running.add(name)
@@ -142,7 +145,12 @@ def policy_object(name: str = "example", target: str = "vllm", *, kind: str = "D
             "minReplicas": 1,
             "maxReplicas": 10,
             "scalingRules": [{"metric": "queue_length", "threshold": 10}],
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+            "behavior": {
+                "scaleDown": {
+                    "stabilizationWindowSeconds": 0,
+                    "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}],
+                }
+            },
             **spec,
         },
     }
@@ -174,7 +182,6 @@ async def staged(
     store: MemoryObjects | None = None,
     served: Mapping[str, str] | None = None,
     own: Mapping[str, Policy] | None = None,
-    idle: float = 300.0,
 ) -> AsyncIterator[PolicyStage]:
     """A stage on which these objects are; it has settled. `served` are the targets that requests go to, and their
     Deployments; `own` what their models say of their replicas.
@@ -190,7 +197,7 @@ async def staged(
     )
     tasks = [asyncio.create_task(policies.run())]
     for name, target in (served or {}).items():
-        controller = targets.controller(TargetRef(NAMESPACE, target), name, idle)
+        controller = targets.controller(TargetRef(NAMESPACE, target), name)
         scaler = Autoscaler(name, controller, targets.loads[name], wall=Clock())
         targets.models[name] = name
         scalers.add(scaler)

@@ -111,7 +111,7 @@ async def test_nothing_is_decided_on_before_it_is_known_which_models_there_are()
 async def test_one_that_comes_to_be_served_is_no_longer_scaled_apart() -> None:
     async with staged(deployment(), policy_object()) as stage:
         assert stage.targets.running == {"ai-apps/vllm"}
-        controller = stage.targets.controller(_VLLM, "ai-apps/vllm", 300)
+        controller = stage.targets.controller(_VLLM, "ai-apps/vllm")
         served = Autoscaler("ai-apps/vllm", controller, stage.load(), wall=Clock())
         stage.scalers.add(served)
         await asyncio.sleep(1)

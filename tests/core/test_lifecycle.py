@@ -318,6 +318,13 @@ class TestTransitions:
         assert due is not None
         assert isinstance(step(failed, Tick(), due, limits).phase, Waking)
 
+    @pytest.mark.parametrize("ended", [Left(), StopAsked()], ids=str)
+    def test_a_wake_given_up_before_it_began_waits_for_the_leases_of_before(self, ended: Event) -> None:
+        target = life(HeldBack("x"), Arrived(), Granted(), StopAsked(), Observed(NONE), start=AWAKE)
+        target = life(WakeAsked() if ended == StopAsked() else Arrived(), ended, start=target)
+        assert desired_replicas(target) != 0
+        assert isinstance(life(Released(), Observed(NONE), start=target).phase, Asleep)
+
     def test_awake_it_has_as_many_replicas_as_are_recommended(self) -> None:
         assert desired_replicas(life(Recommended(3), start=AWAKE)) == 3
         assert desired_replicas(life(Recommended(3), start=WOKEN)) == 3

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from vllm_chill.api.scaling_policy import policy_of_model
 from vllm_chill.app.meters import Meters
@@ -14,6 +12,7 @@ from vllm_chill.app.world import World
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.policies import OwnTarget
 from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.target import TargetRef
@@ -55,12 +54,12 @@ class ProxyTargets:
         return None if served is None or served.entry is None else policy_of_model(served.entry)
 
     def make_target(self, ref: TargetRef) -> OwnTarget:
-        """What scales a target that is not served: it is never put to sleep, as nobody here could wake it."""
+        """What scales a target that is not served: it is never taken to 0, as nobody here could wake it."""
         world = self._world(ref)
         controller = ScaleController(
             ref,
-            replace(self._plan.limits, idle_seconds=math.inf),
-            ProbingBackend(world.backend, None, direct=True),
+            unserved(self._plan.limits),
+            ProbingBackend(UnservedBackend(world.backend), None, direct=True),
             TargetRecorder(ref, self._metrics),
         )
         controller.observe_only = self._plan.observe_only

@@ -59,7 +59,10 @@ class ScaleTargets(Protocol):
 
 
 class OwnTarget(NamedTuple):
-    """What is made for a target that no request goes to through this proxy; it is scaled while `run` runs."""
+    """What is made for a target that no request goes to through this proxy; it is scaled while `run` runs.
+
+    Its controller has control.unserved.UnservedBackend, so that it is never taken to 0.
+    """
 
     name: str
     controller: Controlled

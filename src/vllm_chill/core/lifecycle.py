@@ -191,7 +191,7 @@ def _granted(target: Target) -> Target:
 
 def _left(target: Target, now: float, limits: Limits) -> Target:
     if isinstance(target.phase, Queued) and target.phase.for_callers and not target.waiting:
-        return changed(target, phase=Asleep(now))  # what has not begun costs nothing to give up
+        return _given_up(target, SleepReason.ABANDONED, now)
     abandoned = isinstance(target.phase, Waking) and target.phase.for_callers and not target.waiting
     if abandoned and not limits.keep_abandoned:
         return changed(target, phase=Draining(now, SleepReason.ABANDONED, confirmed=False))
@@ -245,11 +245,16 @@ def _stop_asked(target: Target, now: float) -> Target:
         case Queued() | Waking() if target.waiting:
             return _fail(target, "it was stopped by an operator while it was waking", now, now)
         case Queued():
-            return changed(target, phase=Asleep(now))
+            return _given_up(target, SleepReason.STOPPED, now)
         case Waking():
             return changed(target, phase=Draining(now, SleepReason.STOPPED, confirmed=False))
         case _:
             return target
+
+
+def _given_up(target: Target, reason: SleepReason, now: float) -> Target:
+    """After a wake that has not begun is given up: that costs nothing. Leases of before may still have to end."""
+    return _to(target, Draining(now, reason, confirmed=True) if target.in_flight else Asleep(now))
 
 
 def _ticked(target: Target, now: float, limits: Limits) -> Target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_chill.core.scaling.claims import Claim, Rank, settle
@@ -35,6 +35,7 @@ _CLAIMS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(_CLAIMS, st.builds(_claim, st.just("z"), st.just("t"), st.just(Rank.OBJECT), st.just("3")))
 def test_a_new_object_takes_nothing_from_an_older_one(claims: list[Claim], new: Claim) -> None:
     before, after = settle(claims), settle([*claims, new])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_chill.core.scaling.override import Override, read, told
@@ -14,6 +14,7 @@ from vllm_chill.core.scaling.override import Override, read, told
 WALL = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.text(max_size=50), st.floats(0, 1e6), st.floats(2, 1e6), st.floats(-1e6, 1e6))
 def test_what_was_told_is_read_back_to_a_second_by_whoever_has_another_clock(
     replicas: int, by: str, ago: float, rest: float, other_now: float
@@ -26,6 +27,7 @@ def test_what_was_told_is_read_back_to_a_second_by_whoever_has_another_clock(
     assert other_now - again.at == pytest.approx(ago, abs=1)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 3600))
 def test_it_is_told_in_the_same_words_at_any_moment(later: float) -> None:
     override = Override(4, "alice", 10.0, 5000.0)
