@@ -124,6 +124,8 @@ class MemoryBackend:
         if ready is not None:
             progress = _ANSWERING if ready else _STARTING
             members = tuple(replace(replica, ready=ready, progress=progress) for replica in members)
+        if not self.apart:
+            members = tuple(replace(replica, endpoint=self.endpoint) for replica in members)
         serving = tuple(replica for replica in members if replica.ready)
         return Observation(
             replicas=len(members),
