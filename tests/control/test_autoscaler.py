@@ -45,6 +45,16 @@ async def test_the_replicas_follow_the_load_up_and_down() -> None:
         assert stage.replicas == 1
 
 
+async def test_no_more_replicas_than_there_are_gpus_for_awake_or_woken() -> None:
+    async with staged(policy()) as stage:
+        stage.scaler.room = lambda: 3
+        stage.load.queue = 80
+        await asyncio.sleep(_POLL + 1)
+        assert stage.replicas == 3
+        assert stage.controller.demand is not None
+        assert stage.controller.demand(80) == 3
+
+
 async def test_a_changed_policy_is_decided_by_at_once() -> None:
     async with staged(policy(max_replicas=2)) as stage:
         stage.load.queue = 80

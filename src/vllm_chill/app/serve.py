@@ -109,13 +109,13 @@ async def serve(
         budget = Budget(options.hold.body_budget)
         autoscalers = Autoscalers()
         meters = await stack.enter_async_context(_meters(settings))
-        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders)
-        if plan.catalogue is None:
+        fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet)
+        if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
-            directory, fleet, serve_targets = Directory(budget, made.served), None, made.run
+            directory, serve_targets = Directory(budget, made.served), made.run
         else:
             directory = Directory(budget, default=settings.model_id)
-            fleet = Fleet(plan.rules, metrics.switched)
             models = ServedModels(
                 plan,
                 directory,

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from vllm_chill.app.meters import Meters
@@ -15,6 +16,7 @@ from vllm_chill.app.plan import Plan, TargetPlan
 from vllm_chill.app.world import World
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers
 from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
@@ -137,6 +139,7 @@ class TargetMaker:
         meters: Meters,
         autoscalers: Autoscalers,
         recorders: Sequence[Recorder] = (),
+        fleet: Fleet | None = None,
     ) -> None:
         self._plan = plan
         self._metrics = metrics
@@ -145,6 +148,7 @@ class TargetMaker:
         self._meters = meters
         self._autoscalers = autoscalers
         self._recorders = recorders
+        self._fleet = fleet
         self._prober = Prober(pool)
 
     def make(self, target: TargetPlan, world: World) -> Made:
@@ -173,6 +177,8 @@ class TargetMaker:
         served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
+        if self._fleet is not None:
+            autoscaler.room = partial(self._fleet.most_replicas, served.name)
         self._metrics.replicas.follow(target.ref, figures_of(autoscaler, meter))
 
         async def run() -> None:

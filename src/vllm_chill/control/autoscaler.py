@@ -87,6 +87,8 @@ class Autoscaler:
         wake it; what nobody can wake is not put to sleep either.
         """
         self.name = name
+        self.room: Callable[[], int | None] = lambda: None
+        """How many replicas there are GPUs for; None for any number."""
         self.controller = controller
         self.meter = meter
         self.fronted = fronted
@@ -197,6 +199,7 @@ class Autoscaler:
             tuple(self.meter.members(signals)),
             self.meter.of_target(signals),
             target.waiting,
+            self.room(),
         )
 
     # What it does.
@@ -289,7 +292,9 @@ class Autoscaler:
         policy, override = self._policy, self.override
         if policy is None or self._conflict is not None or self._adopted or self.controller.observe_only:
             return 0
-        return override.replicas if override is not None else demand(policy, held, self._floor)
+        asked = override.replicas if override is not None else demand(policy, held, self._floor)
+        room = self.room()
+        return asked if room is None else min(asked, max(1, room))
 
     def _bound_life(self) -> None:
         """Have its limits be as the policy says, over what its model or the settings say."""

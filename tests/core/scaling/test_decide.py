@@ -269,3 +269,22 @@ class TestMissingData:
 
     def test_those_who_are_held_are_always_known(self) -> None:
         assert one(replace(self.SAFE, rules=(rule(HELD, 2),)), readings([M], held=9)).measured
+
+
+class TestRoom:
+    def test_no_more_than_there_are_gpus_for(self) -> None:
+        decision = one(policy(most=9), replace(readings([90] * 3), room=4))
+        assert (decision.replicas, decision.limited) == (4, Limited.MAX)
+        assert decision.trail[-1].reason == "the GPU budget has room for 4 replicas beside other models"
+
+    def test_one_may_be_there_whatever_room_there_is(self) -> None:
+        assert one(policy(), replace(readings([0]), room=0)).replicas == 1
+        assert one(policy(), replace(readings([0, 0]), room=0)).replicas == 1
+
+    def test_room_that_is_taken_by_others_is_given_up_at_once(self) -> None:
+        assert one(policy(), replace(readings([50] * 5), room=2)).replicas == 2
+
+    def test_it_bounds_what_was_set_by_hand_too_and_a_pause_changes_nothing(self) -> None:
+        override = Override(5, "alice", 0, 9000)
+        assert one(policy(), replace(readings([0]), room=3), override=override).replicas == 3
+        assert one(replace(policy(), paused=True), replace(readings([0] * 4), room=3)).replicas == 4

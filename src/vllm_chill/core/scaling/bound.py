@@ -67,6 +67,14 @@ def overridden(policy: Policy, override: Override, now: float) -> Said:
     return Said(_STAGE, replicas, f"it was set to {override.replicas}{by}, {for_yet}, and the bounds are {bounds}")
 
 
+def crowded(replicas: int, room: int | None) -> Said | None:
+    """What the room for it makes of so many replicas; None if there is enough. One may always be there."""
+    if room is None or replicas <= max(1, room):
+        return None
+    room = max(1, room)
+    return Said(_STAGE, room, f"the GPU budget has room for {words.replicas(room)} beside other models")
+
+
 def paused(current: int) -> Said:
     """What a pause makes of it."""
     return Said(_STAGE, current, f"the policy is paused, so it stays at {current}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vllm_chill.core.scaling.bound import bound, overridden, paused
+from vllm_chill.core.scaling.bound import bound, crowded, overridden, paused
 from vllm_chill.core.scaling.decision import Decision, Limited, Said
 from vllm_chill.core.scaling.hold import Recommended, hold, remember
 from vllm_chill.core.scaling.override import Override
@@ -59,6 +59,8 @@ def decide(
     else:
         replicas, last, by_bounds = bound(policy, replicas, wall, fallen)
         limited = limited if by_bounds is Limited.NOT else by_bounds
+    if not policy.paused and (crowd := crowded(last[-1].replicas if last else replicas, readings.room)) is not None:
+        last, limited = (*last, crowd), Limited.MAX
     trail += last
     decision = Decision(
         at=now,

@@ -83,7 +83,8 @@ class Readings:
     """All that a decision rests on, at `at`. `replicas` is the number that is asked for now (spec.replicas).
 
     `target` has what is measured of the target as a whole: LATENCY over the requests of all replicas, and PROMQL.
-    `held` are the requests that are held in the proxy.
+    `held` are the requests that are held in the proxy. `room` is how many replicas there are GPUs for, None where that
+    is not bounded.
     """
 
     at: float
@@ -91,3 +92,4 @@ class Readings:
     members: tuple[ReplicaReading, ...] = ()
     target: Mapping[Signal, Sample] = field(default_factory=dict)
     held: int = 0
+    room: int | None = None
