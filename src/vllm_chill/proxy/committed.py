@@ -120,6 +120,10 @@ class CommittedFraming(ResponseFraming):
         self._tail = b""
 
     @property
+    def untouched(self) -> int:
+        return 0
+
+    @property
     def ends_with_connection(self) -> bool:
         return not self._committed.last
 

@@ -16,6 +16,7 @@ from vllm_chill.errors import AnswerableError, ChillError, UpstreamInvalid, Upst
 from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
+from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, Pour
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 # How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
@@ -102,6 +103,8 @@ class Exchange:
         if out:
             if not self.sent:
                 self.began()
+                if not framing.complete and framing.untouched >= POURED_BYTES:
+                    self._pour(framing.untouched)
             self._client.write(out)
             self.sent += len(out)
         if framing.complete:
@@ -151,6 +154,11 @@ class Exchange:
     def cut_client(self) -> None:
         """Abort the client's connection within its response: it cannot take what there is for the whole."""
         cut_off(self._client, reset=self.framing.ends_with_connection)
+
+    def _pour(self, size: int) -> None:
+        connection = self.connection
+        if connection is not None:
+            Pour(connection, connection.transport, self._client, size, DOWN_BYTES)
 
     def _complete(self) -> None:
         connection = self.connection

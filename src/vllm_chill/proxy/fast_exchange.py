@@ -28,6 +28,7 @@ from vllm_chill.proxy.exchange import Downstream, Exchange, silent
 from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
+from vllm_chill.proxy.pour import POURED_BYTES
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
 from vllm_chill.proxy.served import Choice, Directory
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
@@ -103,6 +104,7 @@ class Connection(Downstream, Protocol):
     def hold_back(self, data: bytes) -> None: ...
     def pause_reading(self) -> None: ...
     def read_on(self) -> None: ...
+    def pour(self, sink: asyncio.Transport, size: int) -> None: ...
     def watch(self, deadline: float) -> None: ...
     def hand_on(self, request: bytes) -> None: ...
     def over(self, now: float, *, keep_alive: bool, unread: bool = False) -> None: ...
@@ -514,6 +516,11 @@ class FastUpload(FastExchange):
         elif data:
             upstream.transport.write(data)
             self._sent_until_now(upstream.loop.time())
+
+    def _send(self, connection: UpstreamConnection, now: float) -> None:
+        super()._send(connection, now)
+        if self._missing >= POURED_BYTES:
+            self._connection.pour(connection.transport, self._missing)
 
     def _sent_until_now(self, now: float) -> None:
         self._request = b""

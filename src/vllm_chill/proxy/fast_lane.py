@@ -14,6 +14,7 @@ from typing import Any, cast
 from vllm_chill.proxy.aiohttp_seam import ClientServer
 from vllm_chill.proxy.fast_exchange import FastExchange, FastLane, FastUpload
 from vllm_chill.proxy.fast_grammar import PlainHead
+from vllm_chill.proxy.pour import UP_BYTES, Pour
 
 _BEHIND_BYTES = 64 * 1024
 _SWEEPS = 8  # in the time that an idle connection is kept
@@ -188,6 +189,10 @@ class FastConnection(asyncio.Protocol):
             self._paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def pour(self, sink: asyncio.Transport, size: int) -> None:
+        """Have the next bytes, so many, go to the sink through one buffer."""
+        Pour(self, self.transport, sink, size, UP_BYTES)
 
     def watch(self, deadline: float) -> None:
         """See to it that the response has begun by then. One timer serves all requests of a connection."""

@@ -111,6 +111,11 @@ class ResponseFraming:
         """Whether the client can tell the response's end only by its connection's end."""
         return self._state == _TO_CLOSE or self._pieces is not None
 
+    @property
+    def untouched(self) -> int:
+        """How many bytes are to come that all go on as they are; 0 where that is not known."""
+        return self._left if self._state == _IN_LENGTH else 0
+
     def feed(self, data: bytes) -> bytes:
         """What the client is to get for these bytes: the same object wherever it can be. Raises IllegalResponse."""
         state = self._state

@@ -66,6 +66,10 @@ class RewrittenFraming(ResponseFraming):
         return self._tail
 
     @property
+    def untouched(self) -> int:
+        return 0
+
+    @property
     def ends_with_connection(self) -> bool:
         return self._http10_client if self._plain is None else self._plain.ends_with_connection
 
