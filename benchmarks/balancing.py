@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(_ROOT)]
 
 from tests.scenarios.stage import Stage, stage  # noqa: E402 - not an installed package
-from vllm_chill.control.controller import Bounds  # noqa: E402
+from vllm_chill.control.lease import Bounds  # noqa: E402
 from vllm_chill.core.balancing import Seats  # noqa: E402
 from vllm_chill.core.target import Endpoint, Observation  # noqa: E402
 from vllm_chill.proxy.affinity import Affinity  # noqa: E402

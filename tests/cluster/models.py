@@ -20,7 +20,8 @@ from vllm_chill.adapters.kubernetes.objects import KubernetesObjects, path_of
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Pace, Snapshot
 from vllm_chill.api.crd import CRD_NAME, crd
 from vllm_chill.api.workload import WorkloadDefaults, workload_name
-from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.lease import Lease
 from vllm_chill.control.models import MODELS, ModelReconciler
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.objects import Json

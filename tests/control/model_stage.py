@@ -10,7 +10,8 @@ from typing import Any
 
 from vllm_chill.adapters.memory_objects import MemoryObjects, Said
 from vllm_chill.api.workload import WorkloadDefaults, workload_name
-from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.lease import Lease
 from vllm_chill.control.models import MODELS, ModelReconciler
 from vllm_chill.control.reconciler import Rhythm
 from vllm_chill.core.catalogue import ModelEntry

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from vllm_chill.adapters.memory import MemoryBackend
-from vllm_chill.control.controller import Bounds, Lease, ScaleController, Ticket
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.lease import Bounds, Lease, Ticket
 from vllm_chill.core.admission import Priority
 from vllm_chill.core.target import (
     Asleep,

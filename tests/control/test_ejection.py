@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.control.test_controller import HERE, Stage, running
-from vllm_chill.control.controller import Bounds, Lease, Ticket
+from vllm_chill.control.lease import Bounds, Lease, Ticket
 from vllm_chill.core.balancing import Ring
 from vllm_chill.core.outliers import Ejection
 from vllm_chill.core.target import Endpoint, Observation

@@ -10,7 +10,8 @@ import pytest
 
 from tests.control.test_controller import Recording
 from vllm_chill.adapters.memory import MemoryBackend
-from vllm_chill.control.controller import Bounds, ScaleController
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.target import Asleep, Endpoint, Limits, TargetRef, Waking
 
 pytestmark = pytest.mark.looptime(start=100)

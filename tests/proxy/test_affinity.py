@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.scenarios.stage import stage
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.balancing import key_of
 from vllm_chill.proxy.affinity import Affinity
 

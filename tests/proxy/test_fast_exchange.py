@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tests.proxy.wire import Peer
 from tests.scenarios.stage import Stage, echo, stage
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.proxy.fast_lane import FastConnection, FastServer
 from vllm_chill.proxy.hold import STREAMED_BYTES, Budget
 from vllm_chill.proxy.hold_terms import HoldOptions

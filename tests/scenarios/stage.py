@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
 from vllm_chill.app import Record, hold_desk
-from vllm_chill.control.controller import Bounds, ScaleController
+from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef

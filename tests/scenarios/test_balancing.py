@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from tests.scenarios.stage import Stage, stage
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.target import Endpoint, Observation
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.probe import Prober

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.scenarios.stage import FAST_LANE, Stage, stage
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.target import Asleep, Draining, Observation, SleepReason, Waking
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 

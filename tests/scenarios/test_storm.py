@@ -18,7 +18,7 @@ from aiohttp.web import Server
 
 from tests.proxy.wire import Peer, upstream_of
 from tests.scenarios.stage import Stage, stage
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.target import Ready
 from vllm_chill.errors import BackendUnavailable
 from vllm_chill.proxy.aiohttp_seam import cut_off

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 from tests.scenarios.stage import Stage, stage
 from tests.sdk.demo import WORDS, demo, heard, learn
 from tests.sdk.tap import Tap, tapped
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.target import Asleep, Ready, Waking
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 

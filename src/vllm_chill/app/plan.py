@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vllm_chill.control.controller import Bounds
+from vllm_chill.control.lease import Bounds
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.switching import Rules, parse_gpu_budget

@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from msgspec import Struct
-
+from vllm_chill.control import refusals
 from vllm_chill.control.ejection import Ejector
+from vllm_chill.control.lease import Bounds, Lease, Ticket
+from vllm_chill.control.leavers import Leavers
 from vllm_chill.control.watchdog import keep_time
 from vllm_chill.core import leaving, warm
-from vllm_chill.core.admission import Priority, Waiter, WaitingRoom
+from vllm_chill.core.admission import WaitingRoom
 from vllm_chill.core.balancing import HashedSeats, Seats
 from vllm_chill.core.events import (
     Arrived,
@@ -47,11 +45,9 @@ from vllm_chill.core.target import (
     STATEFUL_SETS,
     Draining,
     Endpoint,
-    Failed,
     Limits,
     Observation,
     Phase,
-    Queued,
     Ready,
     SleepReason,
     Target,
@@ -63,11 +59,8 @@ from vllm_chill.errors import (
     AnswerableError,
     BackendError,
     BackendRefused,
-    HoldExpired,
     ModelNotFound,
-    TargetUnknown,
     TooManyWaiting,
-    WakeFailed,
 )
 from vllm_chill.ports import ClusterBackend, Recorder
 
@@ -81,50 +74,6 @@ _GATHER_SECONDS = 0.05
 _REPLACEMENT, _RETIREMENT = "replacement", "retirement"
 _AT_ONCE = 32
 """How many callers are let in within one turn of the loop: each of them then takes its turn to send its request."""
-
-
-class Lease(Struct, eq=False):
-    """One request's hold on a replica of a ready target, until its last byte. A context manager; `release` may come
-    twice.
-    """
-
-    endpoint: Endpoint
-    _release: Callable[[Endpoint], None] | None
-
-    def release(self) -> None:
-        """End the lease."""
-        if self._release is not None:
-            self._release(self.endpoint)
-            self._release = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
-
-
-class Ticket(Waiter):
-    """A caller's place among those who wait for a lease, for one wait. `key_of_replica`: its key in core.balancing."""
-
-    __slots__ = ("key_of_replica", "lease")
-
-    def __init__(self, key: str = "", priority: Priority = Priority.NORMAL, key_of_replica: int | None = None) -> None:
-        super().__init__(key, priority)
-        self.key_of_replica = key_of_replica
-        self.lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How many callers may wait at a time, and how many requests a replica has at a time (None: any number).
-
-    `load_factor` is that of core.balancing.HashedSeats, None where no request has a key.
-    """
-
-    waiting: int = 1000
-    in_flight: int | None = None
-    load_factor: float | None = None
 
 
 class ScaleController:
@@ -167,10 +116,9 @@ class ScaleController:
         self.observe_only = False
         """Whether the number of replicas is for somebody else to write."""
         self._seen: Observation | None = None
-        self._leaving: tuple[str, ...] = ()
         self._recommender: str | None = None
-        self._leaving_ends: asyncio.TimerHandle | None = None
         self._write_wanted = asyncio.Event()
+        self._leavers = Leavers(self._seats.taken, self._write_wanted.set, ordered=ref.resource == STATEFUL_SETS)
 
     @property
     def target(self) -> Target:
@@ -233,7 +181,7 @@ class ScaleController:
     def observed(self, observation: Observation) -> None:
         """Take what the target is now."""
         before, self._seen = self._seen, observation
-        self._apply(Observed(leaving.without(observation, self._leaving)))
+        self._apply(Observed(leaving.without(observation, self._leavers.names)))
         if observation.progress != (None if before is None else before.progress):
             self._recorder.progressed(self._target, self._clock())
         if before is not None:
@@ -314,7 +262,7 @@ class ScaleController:
             async with asyncio.timeout(hold_seconds):
                 lease = await ticket.lease
         except TimeoutError:
-            raise self._hold_expired(hold_seconds) from None
+            raise refusals.hold_expired(self._target, self._clock(), hold_seconds, self._retry_after()) from None
         finally:
             if ticket in self._room:
                 self._room.leave(ticket)
@@ -331,7 +279,7 @@ class ScaleController:
         """
         admission = admits(self._target, self._clock())
         if isinstance(admission, Refuse) and (admission.retry_after_seconds or isinstance(self._target.phase, Unknown)):
-            raise self._refusal(admission)
+            raise refusals.refusal(self._target, admission)
         self._apply(WakeAsked())
 
     def position(self, ticket: Ticket) -> int:
@@ -348,7 +296,7 @@ class ScaleController:
         Raises as `lease` does, with the start's own deadline in place of a hold.
         """
         if isinstance(self._target.phase, Unknown):
-            raise TargetUnknown(self._unknown(), retry_after_seconds=5)
+            raise refusals.unknown(self._target)
         self._apply(WakeAsked())
         if wait:
             (await self.lease(self._limits.start_seconds)).release()
@@ -360,7 +308,7 @@ class ScaleController:
         had waited for a wake that this ended.
         """
         if isinstance(self._target.phase, Unknown):
-            raise TargetUnknown(self._unknown(), retry_after_seconds=5)
+            raise refusals.unknown(self._target)
         self._apply(StopAsked())
         while isinstance(self._target.phase, Draining):
             await self._turn(self._watchers)
@@ -437,48 +385,13 @@ class ScaleController:
     @property
     def leaving(self) -> tuple[str, ...]:
         """The names of the replicas that are to go, and get no new request."""
-        return self._leaving
+        return self._leavers.names
 
     def _see_off(self) -> None:
-        """Choose which replicas are to go, if any are, and keep new requests from them."""
-        seen, wanted = self._seen, desired_replicas(self._target)
-        chosen: tuple[str, ...] = ()
-        if seen is not None and wanted and isinstance(self._target.phase, Ready):
-            if wanted < seen.replicas:
-                count = len(seen.members) - wanted
-                chosen = leaving.to_go(
-                    seen.members,
-                    count,
-                    self._seats.taken,
-                    self._leaving,
-                    ordered=self._target.ref.resource == STATEFUL_SETS,
-                )
-            elif len(seen.members) > wanted:
-                there = {replica.name for replica in seen.members}
-                chosen = tuple(name for name in self._leaving if name in there)  # they are being ended
-        if chosen == self._leaving:
-            return
-        if self._leaving_ends is not None:
-            self._leaving_ends.cancel()
-            self._leaving_ends = None
-        self._leaving = chosen
-        if chosen:
-            loop = asyncio.get_running_loop()
-            self._leaving_ends = loop.call_later(self._limits.drain_seconds, self._leave_now)
-        if seen is not None:
-            self._apply(Observed(leaving.without(seen, chosen)))
-
-    def _leave_now(self) -> None:
-        self._leaving_ends = None
-        self._write_wanted.set()
-
-    @property
-    def _awaits_leases(self) -> bool:
-        """Whether a replica that is to go has leases, and time for them."""
-        if not self._leaving or self._leaving_ends is None or self._seen is None:
-            return False
-        ends = leaving.endpoints_of(self._seen.members, self._leaving)
-        return any(self._seats.taken(endpoint) for endpoint in ends if endpoint not in self.endpoints)
+        seen, phase = self._seen, self._target.phase
+        wanted = desired_replicas(self._target) if isinstance(phase, Ready) else None
+        if self._leavers.review(seen, wanted, self._limits.drain_seconds) and seen is not None:
+            self._apply(Observed(leaving.without(seen, self._leavers.names)))
 
     async def replaced(self, write: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
         """Have `write` change what a start runs, while nothing runs; it is woken again if it was awake.
@@ -541,7 +454,7 @@ class ScaleController:
                 case Wait():
                     return
                 case Refuse() as refuse:
-                    self._refuse_next(self._refusal(refuse))
+                    self._refuse_next(refusals.refusal(self._target, refuse))
                 case Serve(endpoints):
                     ticket = self._room.first
                     assert ticket is not None
@@ -570,7 +483,7 @@ class ScaleController:
 
     def _release(self, endpoint: Endpoint) -> None:
         self._seats.give_back(endpoint)
-        if self._leaving:
+        if self._leavers.names:
             self._write_wanted.set()
         released = warm.released(self._target, self._clock())
         if released is None:
@@ -580,38 +493,6 @@ class ScaleController:
             self._target = released
             if (self.awaited or self._still) and not released.in_flight:
                 self._tell_change()
-
-    # Errors, in words.
-
-    def _refusal(self, refuse: Refuse) -> WakeFailed | TargetUnknown:
-        seconds = max(1, math.ceil(refuse.retry_after_seconds))
-        if isinstance(self._target.phase, Failed):
-            cause = refuse.cause if refuse.cause.endswith(("?", "!", ".")) else f"{refuse.cause}."
-            message = f"{self._target.ref} could not be woken: {cause} A request after {seconds} s tries again."
-            return WakeFailed(message, retry_after_seconds=seconds)
-        return TargetUnknown(self._unknown(), retry_after_seconds=seconds)
-
-    def _unknown(self) -> str:
-        match self._target.phase:
-            case Unknown(cause=str(cause)):
-                return f"the state of {self._target.ref} is not known: {cause}. vllm-chill keeps trying; retry soon."
-            case _:
-                return f"the state of {self._target.ref} is not known yet. Retry in a few seconds."
-
-    def _hold_expired(self, hold_seconds: float) -> HoldExpired:
-        match self._target.phase:
-            case Waking(since=since, trouble=trouble):
-                state = f"still waking after {self._clock() - since:.0f} s"
-                why = f", and the last trouble was: {trouble}" if trouble else ""
-            case Queued(since=since):
-                state, why = f"still queued after {self._clock() - since:.0f} s", f": {self._target.held_back}"
-            case phase:
-                state, why = type(phase).__name__.lower(), ""
-        message = (
-            f"{self._target.ref} is {state}{why}. This request was held for {hold_seconds:g} s; the wake goes on: "
-            f"retry, or ask for a longer --wake-timeout."
-        )
-        return HoldExpired(message, retry_after_seconds=self._retry_after())
 
     # The one assignment, and who hears of it.
 
@@ -624,7 +505,7 @@ class ScaleController:
             self._serve_soon()  # a replica may have come, and with it room
         if after.phase is not before.phase or after.observed is not before.observed:
             self._tell_change()
-        if self._leaving or after.recommended is not None:
+        if self._leavers.names or after.recommended is not None:
             self._see_off()
         if self._wanted() is not None:
             self._write_wanted.set()
@@ -667,7 +548,9 @@ class ScaleController:
         if self.observe_only or target.sent is not None or target.observed is None:
             return None
         desired, replicas = desired_replicas(target), target.observed.replicas
-        if desired == replicas or (desired and desired < replicas and self._awaits_leases):
+        if desired == replicas or (
+            desired and desired < replicas and self._leavers.awaited(self._seen, self.endpoints)
+        ):
             return None
         return desired
 
@@ -687,7 +570,7 @@ class ScaleController:
     async def _write(self, replicas: int) -> bool:
         self._apply(ScaleStarted(replicas))
         try:
-            await self._backend.scale(self._target.ref, replicas, doomed=self._leaving)
+            await self._backend.scale(self._target.ref, replicas, doomed=self._leavers.names)
         except BackendError as error:
             self._apply(ScaleFailed(replicas, error.message, final=isinstance(error, BackendRefused)))
             self._recorder.scaled(self._target, replicas, error.message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_chill.control.controller import Lease
+from vllm_chill.control.lease import Lease
 from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
-from vllm_chill.control.controller import Lease
+from vllm_chill.control.lease import Lease
 from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import Naming
 from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR

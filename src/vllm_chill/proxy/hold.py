@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from vllm_chill.control.controller import Lease, ScaleController, Ticket
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.lease import Lease, Ticket
 from vllm_chill.core.call import Call, read_call
 from vllm_chill.errors import HoldBudgetSpent, HoldRefused
 from vllm_chill.proxy.committed import Committed, Kind

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from vllm_chill.control.controller import Lease, ScaleController
+from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
+from vllm_chill.control.lease import Lease
 from vllm_chill.core.balancing import salt_of
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
 from vllm_chill.core.models import model_not_found
