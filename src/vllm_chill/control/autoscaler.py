@@ -30,6 +30,7 @@ from vllm_chill.errors import BadRequest
 _SOURCE = "policy"
 _LOOK_SECONDS = 5.0
 """How often it is looked whether the engines are busy, and what the time has changed."""
+_LEAST_SECONDS = 0.001  # less may not move the clock at all
 
 
 class Controlled(Protocol):
@@ -233,7 +234,7 @@ class Autoscaler:
         if now >= self._due:
             self._due = now + policy.polling_seconds
             self._decide(policy)
-        return min(self._due - now, _LOOK_SECONDS)
+        return min(max(_LEAST_SECONDS, self._due - now), _LOOK_SECONDS)
 
     @property
     def _changes_by_itself(self) -> bool:

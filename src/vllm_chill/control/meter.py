@@ -23,6 +23,7 @@ FRESH_SECONDS = 15.0
 QUERY_SECONDS = 15.0
 _JITTER = 0.1
 _LOOK_SECONDS = 1.0
+_LEAST_SECONDS = 0.001  # less may not move the clock at all
 _FORGET_SECONDS = 600.0
 
 Scrape = Callable[[Endpoint], Awaitable[EngineSample]]
@@ -97,7 +98,7 @@ class Meter:
                 now = self._now()
                 self._scrape_due(tasks, now)
                 self._ask_due(tasks, now)
-                await asyncio.sleep(self._next_due(now) - now)
+                await asyncio.sleep(max(_LEAST_SECONDS, self._next_due(now) - now))
 
     def members(self, signals: Collection[Signal]) -> tuple[ReplicaReading, ...]:
         """Each replica with what was measured of it."""
