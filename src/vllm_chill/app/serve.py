@@ -44,6 +44,8 @@ from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
 
+_TURNS = 20
+
 
 def build() -> Build:
     """Which build this is: whoever makes an image says so in its environment."""
@@ -155,6 +157,7 @@ async def serve(
         else:
             host, port = await _listen(server, settings)
             running = await stack.enter_async_context(_running(work()))
+            await _seen_at_once(directory)
         there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(_running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
@@ -172,6 +175,16 @@ def _check_default(plan: Plan, directory: Directory) -> None:
             f'--model-id: "{directory.default}" is none of the models of {plan.catalogue}; give one of '
             f"{directory.catalogue.names}"
         )
+
+
+async def _seen_at_once(directory: Directory) -> None:
+    """Return when the targets have been seen, if that takes no more than some turns, as with a command of this machine:
+    whoever is told that it listens finds them known.
+    """
+    for _ in range(_TURNS):
+        if all(served.controller.synced for served in directory):
+            return
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
