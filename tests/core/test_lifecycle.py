@@ -318,6 +318,12 @@ class TestTransitions:
         assert due is not None
         assert isinstance(step(failed, Tick(), due, limits).phase, Waking)
 
+    def test_a_wake_that_was_given_up_and_is_wanted_by_an_operator_is_the_operators(self) -> None:
+        target = Target(REF)
+        for event in (Arrived(), Observed(NONE), Observed(Observation(2, 2)), Left(), WakeAsked()):
+            target = step(target, event, 0, GIVING_UP)
+        assert target.phase == Waking(0, confirmed=True)
+
     @pytest.mark.parametrize("ended", [Left(), StopAsked()], ids=str)
     def test_a_wake_given_up_before_it_began_waits_for_the_leases_of_before(self, ended: Event) -> None:
         target = life(HeldBack("x"), Arrived(), Granted(), StopAsked(), Observed(NONE), start=AWAKE)

@@ -412,7 +412,7 @@ def _settle_draining(target: Target, phase: Draining, seen: Observation, now: fl
         if _serves(target):
             return _to(target, Ready(since=now, idle_since=now))
         if phase.reason is SleepReason.ABANDONED:
-            return _to(target, Waking(now, confirmed=seen.replicas > 0, for_callers=True))
+            return _to(target, Waking(now, confirmed=seen.replicas > 0, for_callers=not phase.wake_again))
     if seen.replicas:
         return _to(target, Waking(now, confirmed=True)) if phase.confirmed else target
     if not phase.confirmed:
