@@ -38,7 +38,6 @@ from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
-from vllm_chill.web.scaling_api import ScalingApi
 from vllm_chill.web.server import ProxyServer
 
 
@@ -240,7 +239,8 @@ async def several(
             routes,
             switching=fleet,
             stats=GpuStatsPage(sources),
-            scaling=ScalingApi(directory, scalers, override_ttl_seconds=600),
+            scalers=scalers,
+            override_ttl_seconds=600,
         )
         server = ProxyServer(admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane, routes)
         stack.push_async_callback(server.close)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vllm_chill.api.kinds import POLICY
 from vllm_chill.api.resource import Condition, Resource, problems_of, read_resource, shown, unknown_fields
 from vllm_chill.api.scaling_spec import Behavior, Direction, ScaleTarget, ScalingPolicySpec, ScalingRule
 from vllm_chill.api.spec_parts import Part, declared
@@ -23,13 +24,8 @@ from vllm_chill.errors import InvalidPolicy
 
 __all__ = ["ScaleTarget", "ScalingPolicy", "ScalingPolicySpec", "ScalingPolicyStatus", "parse_policy", "policy_of"]
 
-GROUP = "autoscaler.production-stack"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "vLLMScalingPolicy"
-PLURAL = "vllmscalingpolicies"
-SINGULAR = "vllmscalingpolicy"
-SHORT_NAMES = ("vsp",)
+GROUP, VERSION, KIND, PLURAL, SINGULAR, SHORT_NAMES = POLICY
+API_VERSION = POLICY.api_version
 
 DEFAULT_RULES = (Rule(Signal(Metric.QUEUE_LENGTH), 5.0, 5.0),)
 """Those of a policy that gives none: callers that wait in an engine are what another replica helps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_chill.api.kinds import MODEL
 from vllm_chill.api.model_spec import VLLMModelSpec
 from vllm_chill.api.resource import Condition, Resource, read_resource, unknown_fields
 from vllm_chill.api.spec_parts import Part, declared
@@ -28,13 +29,8 @@ from vllm_chill.errors import InvalidModel
 
 __all__ = ["VLLMModel", "VLLMModelSpec", "VLLMModelStatus", "entry_of", "parse_model", "warnings"]
 
-GROUP = "vllm.sir-alfred.io"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "VLLMModel"
-PLURAL = "models"
-SINGULAR = "model"
-SHORT_NAMES = ("vm", "vllm")
+GROUP, VERSION, KIND, PLURAL, SINGULAR, SHORT_NAMES = MODEL
+API_VERSION = MODEL.api_version
 
 
 class VLLMModelStatus(Part):

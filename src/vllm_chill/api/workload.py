@@ -17,11 +17,11 @@ from vllm_chill.api.engine_args import own_args
 from vllm_chill.api.model_spec import VLLMModelSpec
 from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.vllm_model import API_VERSION, GROUP, KIND, VLLMModel
+from vllm_chill.core.catalogue import SERVICE_PORT
 from vllm_chill.core.objects import Json, digest
 
 SPEC_HASH = f"{GROUP}/spec-hash"
 ENGINE_PORT = 8000
-SERVICE_PORT = 80
 # The release whose flags engine_args was checked with. A version and not `latest`: another engine is a decision, and
 # a node that has pulled it does not look for a newer one while callers wait.
 DEFAULT_IMAGE = "vllm/vllm-openai:v0.32.0"

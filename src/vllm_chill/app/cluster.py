@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,14 +15,14 @@ from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
 from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models, rights_of_policies
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
-from vllm_chill.api.workload import SERVICE_PORT, WorkloadDefaults
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
-from vllm_chill.control.models import ModelReconciler
-from vllm_chill.control.policies import Policies, ScaleTargets
-from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
+
+if TYPE_CHECKING:
+    from vllm_chill.control.policies import ScaleTargets
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +50,10 @@ class Cluster:
         return World(backend, history, lambda: backend.served(ref), _nothing)
 
     async def tell_models(self, observer: ModelsObserver) -> None:
+        # What reads objects is imported by who has them: it is a twentieth of the proxy's memory.
+        from vllm_chill.api.workload import WorkloadDefaults
+        from vllm_chill.control.models import ModelReconciler
+
         settings = self._plan.settings
         reconciler = ModelReconciler(
             KubernetesObjects(self._api),
@@ -73,6 +78,8 @@ class Cluster:
                 log.info("scaling policies are not followed", cause=complaint)
                 if self._plan.catalogue is None:
                     return  # models have bounds of their own, which count all the same
+        from vllm_chill.control.policies import Policies
+
         policies = Policies(
             KubernetesObjects(self._api),
             autoscalers,

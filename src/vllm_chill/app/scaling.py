@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vllm_chill.api.scaling_policy import policy_of_model
 from vllm_chill.app.meters import Meters
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import World
 from vllm_chill.control.controller import ScaleController
-from vllm_chill.control.policies import OwnTarget
 from vllm_chill.control.prober import ProbingBackend
 from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.core.lifecycle import desired_replicas
@@ -20,6 +19,9 @@ from vllm_chill.proxy.served import Directory
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.replica_metrics import Scaled
+
+if TYPE_CHECKING:
+    from vllm_chill.control.policies import OwnTarget
 
 
 class ProxyTargets:
@@ -50,11 +52,15 @@ class ProxyTargets:
 
     def own_policy(self, name: str) -> Policy | None:
         """What the model of a target says of its replicas by itself."""
+        from vllm_chill.api.scaling_policy import policy_of_model  # as late as there is a policy at all
+
         served = next((one for one in self._directory if one.name == name), None)
         return None if served is None or served.entry is None else policy_of_model(served.entry)
 
     def make_target(self, ref: TargetRef) -> OwnTarget:
         """What scales a target that is not served: it is never taken to 0, as nobody here could wake it."""
+        from vllm_chill.control.policies import OwnTarget  # who asks for one has it already
+
         world = self._world(ref)
         controller = ScaleController(
             ref,

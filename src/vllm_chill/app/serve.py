@@ -39,7 +39,6 @@ from vllm_chill.settings import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
-from vllm_chill.web.scaling_api import ScalingApi
 from vllm_chill.web.server import ProxyServer
 
 VERSION = version("vllm-chill")
@@ -143,7 +142,8 @@ async def serve(
             plan.routes,
             switching=fleet,
             stats=GpuStatsPage(gpu_sources(settings, directory)),
-            scaling=ScalingApi(directory, autoscalers, override_ttl_seconds=settings.override_ttl.total_seconds()),
+            scalers=autoscalers,
+            override_ttl_seconds=settings.override_ttl.total_seconds(),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)

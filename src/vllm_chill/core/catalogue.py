@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from vllm_chill.core.target import TargetRef
 
+SERVICE_PORT = 80
+"""The port of the Service that a model's workload has."""
+
 _SHOWN_MODELS = 20
 
 

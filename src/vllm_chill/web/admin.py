@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
@@ -17,17 +20,23 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
-from vllm_chill.web.scaling_api import ScalingApi
+from vllm_chill.web.scaled import Scaler
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
 from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
+
+if TYPE_CHECKING:
+    from vllm_chill.web.scaling_api import ScalingApi
+
+NO_SCALERS: Mapping[str, Scaler] = MappingProxyType({})
 
 _EXAMPLE = '{"model_id": "NAME"}, or none'
 
 
 class AdminApi:
     """Every route but the one that wakes. `draining` tells whether the proxy is shutting down. `page` is what browsers
-    are shown. `switching` is None where there is no catalogue, `scaling` where nothing scales from 1 on.
+    are shown. `switching` is None where there is no catalogue. `scalers` are by the name of their target, and what they
+    are told to do holds for `override_ttl_seconds`.
     """
 
     def __init__(
@@ -41,7 +50,8 @@ class AdminApi:
         *,
         switching: Switching | None = None,
         stats: GpuStatsPage | None = None,
-        scaling: ScalingApi | None = None,
+        scalers: Mapping[str, Scaler] = NO_SCALERS,
+        override_ttl_seconds: float = 3600.0,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
@@ -51,7 +61,8 @@ class AdminApi:
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
         models = ModelsApi(directory, switching)
-        self._scaling = scaling or ScalingApi(directory, {})
+        self._scalers = scalers
+        self._override_ttl_seconds = override_ttl_seconds
         self._handlers: dict[Route, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             Route.HEALTH: self._health,
             Route.READYZ: self._readyz,
@@ -65,11 +76,11 @@ class AdminApi:
             Route.PROXY_AVAILABLE: models.available,
             Route.PROXY_RUNNING: models.running,
             Route.PROXY_SWITCH: models.switch,
-            Route.PROXY_SCALING_METRICS: self._scaling.metrics,
-            Route.PROXY_SCALING_POD: self._scaling.pod_metrics,
-            Route.PROXY_SCALING_REPLICAS: self._scaling.replicas,
-            Route.PROXY_SCALING_POLICIES: self._scaling.policies,
-            Route.PROXY_SCALING_POLICY: self._scaling.policy,
+            Route.PROXY_SCALING_METRICS: lambda request: self._scaling.metrics(request),
+            Route.PROXY_SCALING_POD: lambda request: self._scaling.pod_metrics(request),
+            Route.PROXY_SCALING_REPLICAS: lambda request: self._scaling.replicas(request),
+            Route.PROXY_SCALING_POLICIES: lambda request: self._scaling.policies(request),
+            Route.PROXY_SCALING_POLICY: lambda request: self._scaling.policy(request),
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
             Route.PROXY_OPENAPI: self._describe,
         }
@@ -173,4 +184,11 @@ class AdminApi:
 
     def _status_of(self, served: Served) -> TargetStatus:
         waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)
-        return status_of(served, waits_for, self._scaling.decision_of(served))
+        scaler = self._scalers.get(served.name)
+        return status_of(served, waits_for, None if scaler is None else scaler.decision)
+
+    @cached_property
+    def _scaling(self) -> ScalingApi:
+        from vllm_chill.web.scaling_api import ScalingApi  # what nobody asks for costs no start
+
+        return ScalingApi(self._directory, self._scalers, override_ttl_seconds=self._override_ttl_seconds)

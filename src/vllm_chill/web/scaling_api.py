@@ -36,12 +36,11 @@ from vllm_chill.api.status import phase_name
 from vllm_chill.core.cold_start import duration
 from vllm_chill.core.routing import Route
 from vllm_chill.core.scaling import words
-from vllm_chill.core.scaling.decision import Decision
 from vllm_chill.core.scaling.override import Override
 from vllm_chill.core.scaling.report import Facts, conditions
 from vllm_chill.core.target import Ready, Waking
 from vllm_chill.errors import BadRequest, NoPolicy, NotScaling, ReplicaNotFound
-from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.proxy.served import Directory
 from vllm_chill.web import asked
 from vllm_chill.web.scaled import Scaled, ScaledTargets, Scaler
 
@@ -68,11 +67,6 @@ class ScalingApi:
         self._ttl_seconds = override_ttl_seconds
         self._wall = wall
         self._log = structlog.get_logger("vllm_chill.scaling")
-
-    def decision_of(self, served: Served) -> Decision | None:
-        """The last decision on a target."""
-        scaler = self._scalers.get(served.name)
-        return None if scaler is None else scaler.decision
 
     async def metrics(self, _: web.BaseRequest) -> web.Response:
         """Every replica of every target, with what is measured of it."""

@@ -10,13 +10,12 @@ import asyncio
 from dataclasses import dataclass
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable
-from vllm_chill.api.vllm_model import GROUP, PLURAL
+from vllm_chill.api.kinds import MODEL, POLICY
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _SECONDS = 10.0
 _OF_MODELS = "deploy/models/rbac.yaml"
 _OF_POLICIES = "deploy/policies/rbac.yaml"
-_POLICIES, _POLICY = "autoscaler.production-stack", "vllmscalingpolicies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,9 @@ def rights_of_models(namespace: str) -> tuple[Right, ...]:
     pods = [(verb, "pods", "whether a model is ready is not known") for verb in ("list", "watch")]
     events = [(verb, "events", "what was done is not told in events") for verb in ("get", "create", "patch")]
     return (
-        *(Right(verb, GROUP, PLURAL, None, unseen) for verb in ("list", "watch")),
-        Right("patch", GROUP, PLURAL, None, "the end of a model does not wait for its requests"),
-        Right("patch", GROUP, f"{PLURAL}/status", None, "a model's status is not told"),
+        *(Right(verb, MODEL.group, MODEL.plural, None, unseen) for verb in ("list", "watch")),
+        Right("patch", MODEL.group, MODEL.plural, None, "the end of a model does not wait for its requests"),
+        Right("patch", MODEL.group, f"{MODEL.plural}/status", None, "a model's status is not told"),
         *(Right(verb, "", resource, None, without) for verb, resource, without in events),
         *(Right(verb, "apps", resource, namespace, without) for verb, resource, without in own),
         *(Right(verb, "", resource, namespace, without) for verb, resource, without in (*services, *pods)),
@@ -75,14 +74,14 @@ def rights_of_policies(namespace: str) -> tuple[Right, ...]:
     rivals = "that another autoscaler scales a target too is noticed late, or not at all"
     follows = "StatefulSets that policies name are not followed"
     seen = (
-        (_POLICIES, _POLICY, "no scaling policy is seen"),
+        (POLICY.group, POLICY.plural, "no scaling policy is seen"),
         ("apps", "deployments", annotated),
         ("apps", "statefulsets", follows),
         ("autoscaling", "horizontalpodautoscalers", rivals),
         ("keda.sh", "scaledobjects", rivals),
     )
     written = (
-        (_POLICIES, f"{_POLICY}/status", "a scaling policy's status is not told"),
+        (POLICY.group, f"{POLICY.plural}/status", "a scaling policy's status is not told"),
         ("apps", "deployments/scale", "Deployments are not scaled by policies"),
         ("apps", "statefulsets/scale", "StatefulSets are not scaled"),
     )
