@@ -350,7 +350,7 @@ class Autoscaler:
         # A period of the policy's pace begins with the decision, so that the next one but a period later is past it.
         at = decision.at if decided and decision is not None and now - decision.at < self._polling else now
         self._state = scaled(self._state, before, after, at)
-        why = _why(decision) if decided and decision is not None else _why_awake(before, after, by)
+        why = decision.reason if decided and decision is not None else _why_awake(before, after, by)
         self.rescale = Rescale(before, after, now, by, why)
         self._review_conflict()
         self._tell()
@@ -440,12 +440,6 @@ def _written_by(target: Target) -> str | None:
         elsewhere = isinstance(target.phase, Draining) and target.phase.reason is SleepReason.ELSEWHERE
         return rivals.named(None) if elsewhere else None
     return rivals.named(None)
-
-
-def _why(decision: Decision) -> str:
-    """Why so many, from the steps that came to that number."""
-    reasons = [said.reason for said in decision.trail if said.replicas == decision.replicas]
-    return (reasons or [said.reason for said in decision.trail] or ["decided so"])[-1]
 
 
 def _why_awake(before: int, after: int, by: str | None) -> str:
