@@ -1,6 +1,6 @@
 """An engine that takes no notice of SIGTERM: it serves, and says that it is healthy, until it is killed.
 
-Every answer tells its pod's name and how many requests that pod has been asked, but for probes and /asked.
+Every answer tells its pod's name and how many requests that pod has been asked, but for probes, scrapes and /asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _asked = 0
 
 async def answer(request: web.BaseRequest) -> web.Response:
     global _asked
-    if request.path not in {"/health", "/v1/models", "/asked"}:
+    if request.path not in {"/health", "/v1/models", "/metrics", "/asked"}:
         _asked += 1
         await asyncio.sleep(0.1)  # long enough for requests of one moment to need a connection each
     return web.json_response({"pod": os.environ["POD_NAME"], "asked": _asked})
