@@ -17,7 +17,7 @@ from vllm_chill.errors import BackendUnavailable, SettingError
 _SECONDS = 10.0
 _ANSWER_BYTES = 1 << 20
 _AT_A_TIME = 8
-_AGGREGATE = "aggregate it, as in sum(...)"
+_AGGREGATE = "aggregate it, as in sum(…)"
 
 
 class Prometheus:
@@ -70,9 +70,7 @@ class Prometheus:
         except (aiohttp.ClientError, ValueError) as error:
             raise BackendUnavailable(f"{self._url} cannot be asked: {error}") from None
         if len(body) > _ANSWER_BYTES:
-            raise BackendUnavailable(
-                f'{self._url} has too much to answer to "{expression}"; aggregate it, as in sum(…)'
-            )
+            raise BackendUnavailable(f'{self._url} has too much to answer to "{expression}"; {_AGGREGATE}')
         if response.status in (401, 403):
             raise BackendUnavailable(f"{self._url} refuses to be asked ({response.status}); {self._token_hint}")
         # What it does not understand, it says why in the same form; anything else speaks for what stands before it.
@@ -115,9 +113,7 @@ def _number(expression: str, kind: str, result: Any) -> float | None:
         case "scalar":
             value = float(result[1])
         case "vector" if len(result) > 1:
-            raise BackendUnavailable(
-                f'"{expression}" gives {len(result)} series and not one; aggregate it, as in sum(…)'
-            )
+            raise BackendUnavailable(f'"{expression}" gives {len(result)} series and not one; {_AGGREGATE}')
         case "vector":
             value = float(result[0]["value"][1]) if result else math.nan
         case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from vllm_chill.api.scaling_answers import (
     PERCENTILE,
@@ -27,6 +27,7 @@ from vllm_chill.api.scaling_answers import (
 )
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.model_status import Condition
+from vllm_chill.core.phrases import timestamp
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Asked, Decision
 from vllm_chill.core.scaling.override import Override, told
@@ -62,8 +63,7 @@ class Moment:
 
     def text(self, at: float) -> str:
         """When that was, as RFC 3339 has it, to the second."""
-        moment = self.wall + timedelta(seconds=at - self.now)
-        return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return timestamp(self.wall + timedelta(seconds=at - self.now))
 
 
 def count_of(target: Target) -> ReplicaCount:

@@ -401,12 +401,12 @@ class Autoscalers(Mapping[str, Autoscaler]):
     def add(self, autoscaler: Autoscaler) -> None:
         """Have one more, in place of one of the same name."""
         self._by_name[autoscaler.name] = autoscaler
-        self._tell()
+        self.review()
 
     def remove(self, name: str) -> None:
         """No longer have it; nothing happens if there is none."""
         if self._by_name.pop(name, None) is not None:
-            self._tell()
+            self.review()
 
     def find(self, name: str) -> Autoscaler | None:
         """The one of a target by its name, or as NAMESPACE/NAME; None if there is none."""
@@ -415,10 +415,7 @@ class Autoscalers(Mapping[str, Autoscaler]):
         return found or next(named, None)
 
     def review(self) -> None:
-        """Take that what a model says of its replicas may have changed."""
-        self._tell()
-
-    def _tell(self) -> None:
+        """Take that there are others than before, or that what a model says of its replicas may have changed."""
         if self.on_change is not None:
             self.on_change()
 

@@ -18,6 +18,7 @@ from vllm_chill.control.reconciler import Reconciler
 from vllm_chill.control.workloads import ModelController
 from vllm_chill.core.model_status import USED_SECONDS, Facts, Memory, is_worth_writing, status_of
 from vllm_chill.core.objects import Collection, Json, metadata
+from vllm_chill.core.phrases import timestamp
 from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 
@@ -102,8 +103,7 @@ class ModelReports:
         return facts.target is not None and bool(facts.target.in_flight or facts.target.waiting)
 
     def _text(self, seconds_ago: float) -> str:
-        moment = datetime.fromtimestamp(self._wall_clock() - seconds_ago, UTC)
-        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return timestamp(datetime.fromtimestamp(self._wall_clock() - seconds_ago, UTC))
 
     def _failed(self, name: str, error: BackendError, pause: float) -> None:
         if self._complained.get(name) != error.message:

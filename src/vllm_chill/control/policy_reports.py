@@ -11,8 +11,8 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -20,6 +20,7 @@ from vllm_chill.control.autoscaler import Autoscaler, Rescale
 from vllm_chill.control.policy_sources import ANNOTATED, objects_of
 from vllm_chill.control.reconciler import Reconciler, Rhythm
 from vllm_chill.core.objects import Collection, Json, annotations_of, metadata
+from vllm_chill.core.phrases import timestamp
 from vllm_chill.core.scaling.override import Override, read, told
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.scaling.report import Facts, status_of, write_after_seconds
@@ -160,7 +161,7 @@ class PolicyReports:
         rescale, conflict, override = scaler.rescale, scaler.conflict, scaler.override
         if rescale is not None and rescale is not memory.rescale:
             memory.rescale = rescale
-            memory.last_scale = _text(self._wall() + timedelta(seconds=rescale.at - scaler.controller.now()))
+            memory.last_scale = timestamp(self._wall() + timedelta(seconds=rescale.at - scaler.controller.now()))
             memory.events.append(_event_of(rescale))
         if conflict != memory.conflict:
             memory.conflict = conflict
@@ -197,7 +198,7 @@ class PolicyReports:
         # The watch may not have told yet of what was written last.
         is_newer = memory.version > int(metadata(item)["resourceVersion"])
         before: Json = memory.status if is_newer else item.get("status") or {}
-        after = status_of(_facts(reported, memory), before, metadata(item)["generation"], _text(self._wall()))
+        after = status_of(_facts(reported, memory), before, metadata(item)["generation"], timestamp(self._wall()))
         polling = _POLLING_SECONDS if reported.policy is None else reported.policy.polling_seconds
         least = write_after_seconds(before, after, polling)
         if least is None:
@@ -248,9 +249,8 @@ def _facts(reported: Reported, memory: _Memory) -> Facts:
     facts = Facts(reported.problems, reported.policy, reported.absent, reported.taken_by)
     if scaler is None:
         return facts
-    return Facts(
-        problems=facts.problems,
-        policy=facts.policy,
+    return replace(
+        facts,
         target=scaler.controller.target,
         decision=scaler.decision,
         conflict=scaler.conflict,
@@ -273,7 +273,3 @@ def _event_of_override(override: Override | None, said: Json | None) -> _Event:
         return _Event("AdjustmentEnded", "the number of replicas is decided by what is measured again")
     by = f" by {override.by}" if override.by else ""
     return _Event("Adjusted", f"set to {override.replicas}{by} until {said['expires']}")
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -30,6 +30,7 @@ from vllm_chill.core.objects import (
     meant,
     metadata,
 )
+from vllm_chill.core.phrases import listed
 from vllm_chill.core.target import Limits, Target
 from vllm_chill.errors import BackendConflict, BackendError
 from vllm_chill.ports import ObjectStore
@@ -389,7 +390,11 @@ def _said_of_change(want: _Want, paths: tuple[str, ...], *, drift: bool, waits: 
             how = "it is put back once nobody uses it"
             return Said("Drift", f"{want} was changed by somebody else ({_shown(paths)}); {how}", True)
         case True, False:
-            return Said("DriftUndone", f"{want} was changed by somebody else ({_shown(paths)}); it was put back", True)
+            return Said(
+                "DriftUndone",
+                f"{want} was changed by somebody else ({_shown(paths)}); it was put back",
+                True,
+            )
         case False, True:
             return Said("WaitsForIdle", f"{want} is replaced once nobody uses it ({_shown(paths)})")
         case _:
@@ -397,8 +402,7 @@ def _said_of_change(want: _Want, paths: tuple[str, ...], *, drift: bool, waits: 
 
 
 def _shown(paths: tuple[str, ...]) -> str:
-    more = len(paths) - _SHOWN_PATHS
-    return ", ".join(paths[:_SHOWN_PATHS]) + (f" and {more} more" if more > 0 else "")
+    return listed(paths, _SHOWN_PATHS)
 
 
 def _shape(item: Json) -> Json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from vllm_chill.core.phrases import listed
 from vllm_chill.core.target import TargetRef
 
 SERVICE_PORT = 80
@@ -120,6 +121,4 @@ class Catalogue:
     @property
     def names(self) -> str:
         """The served names, for a sentence."""
-        shown = [entry.served for entry in self.entries[:_SHOWN_MODELS]]
-        more = len(self.entries) - len(shown)
-        return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        return listed([entry.served for entry in self.entries], _SHOWN_MODELS)

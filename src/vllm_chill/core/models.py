@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vllm_chill.core.call import Call
+from vllm_chill.core.phrases import listed
 from vllm_chill.errors import ModelNotFound
 
 _LIST_BYTES = 1 << 20
@@ -43,9 +44,7 @@ class Models:
     @property
     def names(self) -> str:
         """Their names, for a sentence."""
-        shown = [_shown(model.id) for model in self.models[:_SHOWN_MODELS]]
-        more = len(self.models) - len(shown)
-        return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        return listed([_shown(model.id) for model in self.models], _SHOWN_MODELS)
 
 
 def listed_models(body: bytes) -> Models | None:

@@ -34,6 +34,7 @@ from vllm_chill.api.scaling_told import (
 from vllm_chill.api.spec_types import seconds
 from vllm_chill.api.status import phase_name
 from vllm_chill.core.cold_start import duration
+from vllm_chill.core.phrases import listed
 from vllm_chill.core.routing import Route
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.override import Override
@@ -44,7 +45,6 @@ from vllm_chill.proxy.served import Directory
 from vllm_chill.web import asked
 from vllm_chill.web.scaled import Scaled, ScaledTargets, Scaler
 
-OVERRIDE_TTL_SECONDS = 3600.0
 _EXAMPLE = '{"model": "NAME", "targetReplicas": 2, "ttl": "1h"}'
 _SHOWN_PODS = 20
 _LONGEST_NAME = 100
@@ -59,10 +59,9 @@ class ScalingApi:
         directory: Directory,
         scalers: Mapping[str, Scaler],
         *,
-        override_ttl_seconds: float = OVERRIDE_TTL_SECONDS,
+        override_ttl_seconds: float,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._scalers = scalers
         self._targets = ScaledTargets(directory, scalers)
         self._ttl_seconds = override_ttl_seconds
         self._wall = wall
@@ -116,7 +115,7 @@ class ScalingApi:
         scaled = self._targets.meant(_last_part(request, Route.PROXY_SCALING_POLICY))
         answer = self._policy(scaled)
         if answer is None:
-            raise NoPolicy(f"{scaled.name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
+            raise NoPolicy(_unscaled(scaled))
         return web.json_response(answer.model_dump())
 
     # What is told.
@@ -185,7 +184,7 @@ class ScalingApi:
     def _require_scaling(self, scaled: Scaled) -> Scaler:
         scaler, name = scaled.scaler, scaled.name
         if scaler is None or scaler.policy is None:
-            raise BadRequest(f"{name} has no scaling policy, so it has 1 replica at the most; {_HOW}")
+            raise BadRequest(_unscaled(scaled))
         if scaled.controller.observe_only:
             raise NotScaling(
                 "this proxy recommends numbers of replicas and writes none (--mode recommend); set the replicas of "
@@ -227,10 +226,12 @@ class ScalingApi:
         return web.json_response(answer.model_dump())
 
 
-_HOW = (
-    "in Kubernetes, apply a vLLMScalingPolicy whose scaleTargetRef names it, annotate it with vllm-chill.io/autoscale "
-    "and vllm-chill.io/max-replicas, or give its model a maxReplicas above 1."
-)
+def _unscaled(scaled: Scaled) -> str:
+    return (
+        f"{scaled.name} has no scaling policy, so it has 1 replica at the most; in Kubernetes, apply a "
+        "vLLMScalingPolicy whose scaleTargetRef names it, annotate it with vllm-chill.io/autoscale and "
+        "vllm-chill.io/max-replicas, or give its model a maxReplicas above 1."
+    )
 
 
 def _last_part(request: web.BaseRequest, route: Route) -> str:
@@ -244,9 +245,7 @@ def _no_replica(pod: str, among: Sequence[Scaled]) -> ReplicaNotFound:
     if not names:
         asleep = f"{among[0].name} has none" if len(among) == 1 else "nothing is awake"
         return ReplicaNotFound(f'there is no replica "{pod}", as {asleep}.')
-    more = len(names) - _SHOWN_PODS
-    there = ", ".join(names[:_SHOWN_PODS]) + (f" and {more} more" if more > 0 else "")
-    return ReplicaNotFound(f'there is no replica "{pod}"; there are {there}')
+    return ReplicaNotFound(f'there is no replica "{pod}"; there are {listed(names, _SHOWN_PODS)}')
 
 
 def _who(request: web.BaseRequest, by: str | None) -> str:

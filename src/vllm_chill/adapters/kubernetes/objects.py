@@ -14,6 +14,7 @@ from urllib.parse import quote
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.core.objects import Collection, digest, metadata, only_metadata
+from vllm_chill.core.phrases import timestamp
 from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 from vllm_chill.ports import ObjectsObserver
@@ -146,7 +147,7 @@ def _event(about: Json, reason: str, message: str, kind: str) -> Json:
         **({"namespace": who["namespace"]} if who.get("namespace") else {}),
     }
     message = message if len(message) <= _MESSAGE_CHARACTERS else message[: _MESSAGE_CHARACTERS - 1] + "…"
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = timestamp(datetime.datetime.now(datetime.UTC))
     return {
         "apiVersion": "v1",
         "kind": "Event",

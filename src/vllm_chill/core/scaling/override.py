@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
+
+from vllm_chill.core.phrases import timestamp
 
 _LONGEST_NAME = 200
 
@@ -61,4 +63,4 @@ def _seconds(text: object, now: float, wall: datetime) -> float:
 
 def _text(moment: datetime) -> str:
     # To the nearest second, so that one override is told in the same words whenever it is told.
-    return (moment + timedelta(seconds=0.5)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamp(moment + timedelta(seconds=0.5))
