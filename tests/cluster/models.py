@@ -18,7 +18,8 @@ from vllm_chill.adapters.kubernetes.credentials import find
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects, path_of
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Pace, Snapshot
-from vllm_chill.api.crd import CRD_NAME, crd
+from vllm_chill.api import crd as crds
+from vllm_chill.api.crd import Definition, crd
 from vllm_chill.api.workload import WorkloadDefaults, workload_name
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.lease import Lease
@@ -33,14 +34,14 @@ _MODELS = path_of(MODELS)
 _EVENTS = "/api/v1/namespaces/default/events"  # where those about what is cluster-wide are
 
 
-async def install_crd(api: ApiClient) -> None:
-    """Have the cluster know models; back when it does."""
+async def install_crd(api: ApiClient, of: Definition = crds.MODELS) -> None:
+    """Have the cluster know models, or another kind; back when it does."""
     query = {"fieldManager": "tests", "force": "true"}
-    await api.call("PATCH", f"{_CRDS}/{CRD_NAME}", query=query, body=crd(), patch="apply")
+    await api.call("PATCH", f"{_CRDS}/{of.name}", query=query, body=crd(of), patch="apply")
     async with asyncio.timeout(20):
         while True:
             try:
-                await api.call("GET", _MODELS)
+                await api.call("GET", f"/apis/{of.kind.api_version}/{of.kind.plural}")
             except ApiError:
                 await asyncio.sleep(0.05)
             else:
@@ -49,7 +50,7 @@ async def install_crd(api: ApiClient) -> None:
 
 async def remove_crd(api: ApiClient) -> None:
     """Have the cluster know no models; back when it does not."""
-    await api.call("DELETE", f"{_CRDS}/{CRD_NAME}")
+    await api.call("DELETE", f"{_CRDS}/{crds.MODELS.name}")
     async with asyncio.timeout(20):
         while True:
             try:

@@ -18,10 +18,11 @@ import pytest
 
 from tests.cluster import api_server
 from tests.cluster.cluster import Cluster, deployment
+from tests.cluster.models import install_crd
 from tests.cluster.serving import CHAT, caller, in_front_of, question
 from tests.serving import Serving
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Snapshot
-from vllm_chill.api.crd import POLICIES, crd
+from vllm_chill.api.crd import POLICIES
 from vllm_chill.api.scaling_policy import API_VERSION, KIND, PLURAL
 from vllm_chill.core.objects import Json
 
@@ -189,22 +190,11 @@ async def stage(cluster: Cluster, folder: Path, **spec: Any) -> AsyncIterator[St
 
 async def create_policy(cluster: Cluster, spec: Json, name: str = "vllm") -> str:
     """A policy in the cluster's namespace, and its path."""
-    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    definition = crd(POLICIES)
-    query = {"fieldManager": "tests", "force": "true"}
-    await cluster.api.call(
-        "PATCH", f"{definitions}/{definition['metadata']['name']}", query=query, body=definition, patch="apply"
-    )
+    await install_crd(cluster.api, POLICIES)
     collection = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{PLURAL}"
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                await cluster.api.call("POST", collection, body=body)
-            except Exception:
-                await asyncio.sleep(0.1)
-            else:
-                return f"{collection}/{name}"
+    await cluster.api.call("POST", collection, body=body)
+    return f"{collection}/{name}"
 
 
 def _silent(load: Load) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.models import table_of
+from tests.cluster.models import install_crd, table_of
 from vllm_chill.adapters.kubernetes.client import ApiError
-from vllm_chill.api.crd import POLICIES, crd
+from vllm_chill.api.crd import POLICIES
 from vllm_chill.api.scaling_policy import API_VERSION, KIND, PLURAL, parse_policy
 from vllm_chill.core.objects import Json
 
@@ -58,17 +57,8 @@ BAD: Json = {
 @pytest.fixture
 async def path(cluster: Cluster) -> str:
     """Where the policies of the namespace are, once the cluster knows them."""
-    query = {"fieldManager": "tests", "force": "true"}
-    await cluster.api.call("PATCH", f"{_CRDS}/{POLICIES.name}", query=query, body=crd(POLICIES), patch="apply")
-    path = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{PLURAL}"
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                await cluster.api.call("GET", path)
-            except ApiError:
-                await asyncio.sleep(0.05)
-            else:
-                return path
+    await install_crd(cluster.api, POLICIES)
+    return f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{PLURAL}"
 
 
 def policy(spec: Json) -> Json:

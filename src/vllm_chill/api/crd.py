@@ -11,8 +11,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_chill.api import scaling_policy, vllm_model
+from vllm_chill.api.kinds import MODEL, POLICY, Kind
 from vllm_chill.api.resource import Resource
+from vllm_chill.api.scaling_policy import ScalingPolicy
+from vllm_chill.api.vllm_model import VLLMModel
 from vllm_chill.core.objects import Json
 
 # What is for people who read the fields, or is nothing that a structural schema may have. No defaults: an object that
@@ -25,11 +27,7 @@ class Definition:
     """What a cluster is told of one kind besides its fields. `columns` are what kubectl prints: name, type, path."""
 
     resource: type[Resource]
-    group: str
-    version: str
-    plural: str
-    singular: str
-    short_names: tuple[str, ...]
+    kind: Kind
     scope: str
     description: str
     columns: tuple[tuple[str, str, str], ...]
@@ -37,16 +35,12 @@ class Definition:
     @property
     def name(self) -> str:
         """The name of the CustomResourceDefinition."""
-        return f"{self.plural}.{self.group}"
+        return f"{self.kind.plural}.{self.kind.group}"
 
 
 MODELS = Definition(
-    vllm_model.VLLMModel,
-    vllm_model.GROUP,
-    vllm_model.VERSION,
-    vllm_model.PLURAL,
-    vllm_model.SINGULAR,
-    vllm_model.SHORT_NAMES,
+    VLLMModel,
+    MODEL,
     "Cluster",
     "a model that vllm-chill wakes, serves and puts to sleep.",
     (
@@ -57,12 +51,8 @@ MODELS = Definition(
     ),
 )
 POLICIES = Definition(
-    scaling_policy.ScalingPolicy,
-    scaling_policy.GROUP,
-    scaling_policy.VERSION,
-    scaling_policy.PLURAL,
-    scaling_policy.SINGULAR,
-    scaling_policy.SHORT_NAMES,
+    ScalingPolicy,
+    POLICY,
     "Namespaced",
     "how vllm-chill scales a target, from 1 to N replicas.",
     (
@@ -76,7 +66,6 @@ POLICIES = Definition(
     ),
 )
 DEFINITIONS = (MODELS, POLICIES)
-CRD_NAME = MODELS.name
 
 
 def crds() -> tuple[Json, ...]:
@@ -88,9 +77,9 @@ def crd(of: Definition = MODELS) -> Json:
     """The object to apply. Its status is a subresource: who may write a spec may not claim how it does."""
     schema = of.resource.model_json_schema(by_alias=True)
     fields = _structural(schema, schema["$defs"])["properties"]
-    kind = of.resource.KIND
+    kind = of.kind
     version = {
-        "name": of.version,
+        "name": kind.version,
         "served": True,
         "storage": True,
         "additionalPrinterColumns": [
@@ -100,7 +89,7 @@ def crd(of: Definition = MODELS) -> Json:
         "schema": {
             "openAPIV3Schema": {
                 "type": "object",
-                "description": f"{kind}: {of.description}",
+                "description": f"{kind.kind}: {of.description}",
                 "required": ["spec"],
                 "properties": {
                     "apiVersion": {"type": "string"},
@@ -117,14 +106,14 @@ def crd(of: Definition = MODELS) -> Json:
         "kind": "CustomResourceDefinition",
         "metadata": {"name": of.name},
         "spec": {
-            "group": of.group,
+            "group": kind.group,
             "scope": of.scope,
             "names": {
-                "kind": kind,
-                "listKind": f"{kind}List",
-                "plural": of.plural,
-                "singular": of.singular,
-                "shortNames": list(of.short_names),
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.singular,
+                "shortNames": list(kind.short_names),
             },
             "versions": [version],
         },

@@ -24,8 +24,7 @@ from vllm_chill.errors import InvalidPolicy
 
 __all__ = ["ScaleTarget", "ScalingPolicy", "ScalingPolicySpec", "ScalingPolicyStatus", "parse_policy", "policy_of"]
 
-GROUP, VERSION, KIND, PLURAL, SINGULAR, SHORT_NAMES = POLICY
-API_VERSION = POLICY.api_version
+KIND, PLURAL, API_VERSION = POLICY.kind, POLICY.plural, POLICY.api_version
 
 DEFAULT_RULES = (Rule(Signal(Metric.QUEUE_LENGTH), 5.0, 5.0),)
 """Those of a policy that gives none: callers that wait in an engine are what another replica helps."""

@@ -29,8 +29,7 @@ from vllm_chill.errors import InvalidModel
 
 __all__ = ["VLLMModel", "VLLMModelSpec", "VLLMModelStatus", "entry_of", "parse_model", "warnings"]
 
-GROUP, VERSION, KIND, PLURAL, SINGULAR, SHORT_NAMES = MODEL
-API_VERSION = MODEL.api_version
+GROUP, KIND, PLURAL, API_VERSION = MODEL.group, MODEL.kind, MODEL.plural, MODEL.api_version
 
 
 class VLLMModelStatus(Part):
