@@ -12,8 +12,10 @@ from typing import cast
 POURED_BYTES = 1 << 20
 """From how many bytes on it is worth it."""
 
-UP_BYTES = 64 * 1024
-"""How much of a request's body is read at once: an engine that reads while more is written is fed faster."""
+UP_BYTES = 128 * 1024
+"""How much of a request's body is read at once: with less it costs more, and with more an engine, which reads while
+more is written, is fed more slowly.
+"""
 
 DOWN_BYTES = 256 * 1024
 """How much of a response's: the fewer the reads, the less it costs."""
