@@ -24,7 +24,7 @@ from vllm_chill.core.scaling.demand import demand
 from vllm_chill.core.scaling.override import Override
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.scaling.signals import Readings, ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Draining, Limits, Ready, SleepReason, Target, Unknown, Waking
+from vllm_chill.core.target import Limits, Ready, Target, Unknown, Waking
 from vllm_chill.errors import BadRequest
 
 _SOURCE = "policy"
@@ -338,7 +338,7 @@ class Autoscaler:
 
     def _rescaled(self, before: int, after: int, target: Target) -> None:
         now, decision = self.controller.now(), self.decision
-        by = _written_by(target)
+        by = rivals.written_by(target)
         decided = by is None and decision is not None and decision.replicas == after
         if by is None:
             self._rivalry = rivals.written_here(self._rivalry)
@@ -423,20 +423,6 @@ class Autoscalers(Mapping[str, Autoscaler]):
 def _left_alone(base: Limits) -> Limits:
     """Limits by which it neither sleeps nor wakes by itself."""
     return replace(base, idle_seconds=math.inf, always_on=False)
-
-
-def _written_by(target: Target) -> str | None:
-    """Who else wrote the number of replicas that is seen, None if it was us, as far as can be told."""
-    seen = target.observed
-    assert seen is not None
-    if seen.replicas in (target.sent, target.recommended):
-        return None
-    if seen.replicas_by is not None:
-        return rivals.named(seen.replicas_by)
-    if not seen.replicas:
-        elsewhere = isinstance(target.phase, Draining) and target.phase.reason is SleepReason.ELSEWHERE
-        return rivals.named(None) if elsewhere else None
-    return rivals.named(None)
 
 
 def _why_awake(before: int, after: int, by: str | None) -> str:

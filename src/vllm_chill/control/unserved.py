@@ -1,7 +1,7 @@
 """Targets that are scaled and not served: no request comes to them through this proxy, and none could wake them.
 
-The rule: their last replica is never taken here, whatever becomes of it. What cannot start is for whoever runs it to
-mend, as with HPA.
+The rule: their last replica is never taken here, whatever becomes of it, but for those that whoever scales them also
+wakes. What cannot start is for whoever runs it to mend, as with HPA.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ def unserved(limits: Limits) -> Limits:
 
 
 class UnservedBackend:
-    """ports.ClusterBackend over another one, by which nothing ever fails for good."""
+    """ports.ClusterBackend over another one, by which nothing ever fails for good.
 
-    def __init__(self, inner: ClusterBackend) -> None:
+    `to_zero`: whoever recommends also wakes it, so it may be put to sleep.
+    """
+
+    def __init__(self, inner: ClusterBackend, *, to_zero: bool = False) -> None:
         self._inner = inner
+        self._to_zero = to_zero
 
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
         await self._inner.watch(ref, _Hopeful(observer))
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
-        if not replicas:
+        if not replicas and not self._to_zero:
             raise BackendRefused(f"{ref} is not served here, so it is not put to sleep")
         try:
             await self._inner.scale(ref, replicas, doomed=doomed)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vllm_chill.core.target import Draining, SleepReason, Target
+
 WRITES = 3
 WINDOW_SECONDS = 300.0
 """So many writes within that time are a conflict, whoever does them."""
@@ -94,6 +96,20 @@ def wrote(rivalry: Rivalry, by: str | None, now: float) -> Rivalry:
 def written_here(rivalry: Rivalry) -> Rivalry:
     """What is known once a number was written here: what somebody else writes next takes it back."""
     return rivalry if rivalry.ours else replace(rivalry, ours=True)
+
+
+def written_by(target: Target) -> str | None:
+    """Who else wrote the number of replicas that is seen, None if it was us, as far as can be told."""
+    seen = target.observed
+    assert seen is not None
+    if seen.replicas in (target.sent, target.recommended):
+        return None
+    if seen.replicas_by is not None:
+        return named(seen.replicas_by)
+    if not seen.replicas:
+        elsewhere = isinstance(target.phase, Draining) and target.phase.reason is SleepReason.ELSEWHERE
+        return named(None) if elsewhere else None
+    return named(None)
 
 
 def _is_often(writes: tuple[_Write, ...], now: float) -> bool:
