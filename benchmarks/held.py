@@ -73,7 +73,7 @@ CASES = (
 def serve(settings: dict[str, str], noted: Path, command: list[str]) -> None:
     """The proxy as `vllm-chill serve` runs it, with a timer that notes each long turn of its loop."""
     from vllm_chill import app
-    from vllm_chill.settings import load_settings
+    from vllm_chill.settings.serve import load_settings
     from vllm_chill.telemetry.logs import configure_logging
 
     loaded = load_settings(settings)

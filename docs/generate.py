@@ -40,7 +40,8 @@ from vllm_chill.core.events import (
 from vllm_chill.core.lifecycle import desired_replicas, next_deadline, step
 from vllm_chill.core.routing import DEFAULT_WAKE_PATHS, HEALTH_CHECKERS, TABLE, Entry
 from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
-from vllm_chill.settings import Settings, default_text, env_of, extra_of, flag_of
+from vllm_chill.settings.parts import default_text, env_of, extra_of, flag_of
+from vllm_chill.settings.serve import Settings
 from vllm_chill.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parent

@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 
-from vllm_chill.settings import Settings, env_of
+from vllm_chill.settings.parts import env_of
+from vllm_chill.settings.serve import Settings
 
 CHILL = (sys.executable, "-m", "vllm_chill")
 

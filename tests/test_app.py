@@ -6,7 +6,8 @@ from vllm_chill.api.version import Build
 from vllm_chill.app import VERSION, Plan, build, is_service_of
 from vllm_chill.errors import SettingError
 from vllm_chill.proxy.affinity import Affinity
-from vllm_chill.settings import Settings, env_of, load_settings
+from vllm_chill.settings.parts import env_of
+from vllm_chill.settings.serve import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from vllm_chill.errors import ModelNotFound
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
-from vllm_chill.settings import load_settings
+from vllm_chill.settings.serve import load_settings
 from vllm_chill.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.looptime(start=100)

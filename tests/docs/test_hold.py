@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_chill.errors import AnswerableError
-from vllm_chill.settings import Settings, default_text, flag_of
+from vllm_chill.settings.parts import default_text, flag_of
+from vllm_chill.settings.serve import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hold.md").read_text()
 DEFAULTS = {flag_of(name): default_text(field) for name, field in Settings.model_fields.items()}

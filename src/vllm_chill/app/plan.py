@@ -15,7 +15,7 @@ from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.handler import ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
-from vllm_chill.settings import Settings
+from vllm_chill.settings.serve import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
-from vllm_chill.settings import Settings, service_link
+from vllm_chill.settings.serve import Settings, service_link
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage

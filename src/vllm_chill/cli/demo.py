@@ -89,7 +89,7 @@ class Narrator:
 def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
     """Show the whole thing on this machine with a demo engine: no model, no GPU, nothing to install."""
     from vllm_chill import app
-    from vllm_chill.settings import load_settings
+    from vllm_chill.settings.serve import load_settings
     from vllm_chill.telemetry.logs import configure_logging
 
     flags = {

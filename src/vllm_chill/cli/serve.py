@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from vllm_chill.settings import Settings, default_text, env_of, extra_of, flag_of, load_settings
+from vllm_chill.settings.parts import default_text, env_of, extra_of, flag_of
+from vllm_chill.settings.serve import Settings, load_settings
 
 
 class GroupedCommand(click.Command):

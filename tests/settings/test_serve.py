@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from vllm_chill.errors import SettingError
-from vllm_chill.settings import Settings, default_text, env_of, flag_of, load_settings, service_link
+from vllm_chill.settings.parts import default_text, env_of, flag_of
+from vllm_chill.settings.serve import Settings, load_settings, service_link
 
 
 @pytest.fixture(autouse=True)
