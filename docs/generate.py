@@ -19,7 +19,9 @@ from pydantic.fields import FieldInfo
 
 from vllm_chill.api.crd import DEFINITIONS, Definition, crd
 from vllm_chill.api.scaling_policy import ScalingPolicySpec, ScalingPolicyStatus
-from vllm_chill.api.spec_parts import accepts_of, fields_of, part_of, said_of
+from vllm_chill.api.spec_parts import Part, accepts_of, fields_of, part_of, said_of
+from vllm_chill.api.variant import VariantAutoscalingStatus
+from vllm_chill.api.variant_spec import VariantAutoscalingSpec
 from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
 from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
@@ -391,14 +393,34 @@ def _row(*cells: str) -> str:
 def scaling_page() -> str:
     """Every field of a vLLMScalingPolicy, after what was written by hand."""
     lines = [(DOCS / "scaling.md").read_text().partition(_FIELDS)[0] + _FIELDS, ""]
-    lines += ["## Every field", "", "| field | what | accepts |", "|---|---|---|"]
-    for name, field in fields_of(ScalingPolicySpec).items():
-        lines += [
-            _row(f"`{path}`", _cell(one.description), _cell(accepts_of(one))) for path, one in _fields(name, field)
-        ]
-    lines += ["", "## Its status", "", "| field | what |", "|---|---|"]
-    for name, field in fields_of(ScalingPolicyStatus).items():
-        lines += [_row(f"`{path}`", _cell(one.description)) for path, one in _fields(name, field)]
+    lines += ["## Every field", "", *_spec_rows(ScalingPolicySpec)]
+    lines += ["", "## Its status", "", *_status_rows(ScalingPolicyStatus)]
+    return "\n".join([*lines, ""])
+
+
+def _spec_rows(part: type[Part]) -> Iterator[str]:
+    yield from ("| field | what | accepts |", "|---|---|---|")
+    for name, field in fields_of(part).items():
+        for path, one in _fields(name, field):
+            yield _row(f"`{path}`", _cell(one.description), _cell(accepts_of(one)))
+
+
+def _status_rows(part: type[Part]) -> Iterator[str]:
+    yield from ("| field | what |", "|---|---|")
+    for name, field in fields_of(part).items():
+        for path, one in _fields(name, field):
+            yield _row(f"`{path}`", _cell(one.description))
+
+
+# --- variants ---
+
+
+def variant_fields_page() -> str:
+    """Every field of a VariantAutoscaling."""
+    lines = ["# The fields of variants", "", MADE, ""]
+    lines += ["A variant is an object `VariantAutoscaling` of `llmd.ai/v1alpha1`, short `va`, in the namespace of what"]
+    lines += ["it scales.", "", "## Every field", "", *_spec_rows(VariantAutoscalingSpec)]
+    lines += ["", "## Its status", "", *_status_rows(VariantAutoscalingStatus)]
     return "\n".join([*lines, ""])
 
 
@@ -414,6 +436,7 @@ def crd_file(of: Definition) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "models.md": models_page,
     "scaling.md": scaling_page,
+    "variant-fields.md": variant_fields_page,
     **{f"../deploy/crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS},
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,

@@ -55,6 +55,12 @@ class InvalidPolicy(InvalidObject):
     what = "scaling policy"
 
 
+class InvalidVariant(InvalidObject):
+    """A variant's object cannot be used."""
+
+    what = "variant"
+
+
 class BackendError(ChillError):
     """A backend could not do what it was asked to."""
 

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft4Validator
 from pydantic.fields import FieldInfo
 
-from vllm_chill.api.crd import DEFINITIONS, MODELS, POLICIES, Definition, crd
+from vllm_chill.api.crd import DEFINITIONS, MODELS, POLICIES, VARIANTS, Definition, crd
 from vllm_chill.api.model_spec import VLLMModelSpec
 from vllm_chill.api.resource import Resource
 from vllm_chill.api.scaling_policy import parse_policy
 from vllm_chill.api.scaling_spec import ScalingPolicySpec
 from vllm_chill.api.spec_parts import Part, fields_of, part_of
+from vllm_chill.api.variant import parse_variant
+from vllm_chill.api.variant_spec import VariantAutoscalingSpec
 from vllm_chill.api.vllm_model import parse_model
 from vllm_chill.errors import InvalidObject
 
@@ -74,9 +76,16 @@ class Kind:
 _OF_A_FIELD = re.compile(r"^(?!spec\.schedule\[[0-9]\]: ).*(is not accepted; give|it is missing; give)", re.DOTALL)
 MODEL = Kind(MODELS, VLLMModelSpec, {"modelName": "org/small"}, parse_model)
 POLICY = Kind(POLICIES, ScalingPolicySpec, {"scaleTargetRef": {"name": "small"}, "maxReplicas": 10}, parse_policy)
+VARIANT = Kind(
+    VARIANTS,
+    VariantAutoscalingSpec,
+    {"scaleTargetRef": {"kind": "Deployment", "name": "small"}, "modelID": "org/small"},
+    parse_variant,
+)
+EVERY_KIND = (MODEL, POLICY, VARIANT)
 EVERY_FIELD = [
     pytest.param(kind, name, id=f"{word}.{name}")
-    for word, kind in (("model", MODEL), ("policy", POLICY))
+    for word, kind in zip(("model", "policy", "variant"), EVERY_KIND, strict=True)
     for name in kind.fields
 ]
 
@@ -129,6 +138,28 @@ class TestObject:
         }
         assert [name for name, _ in columns(made)] == ["Target", "Min", "Max", "Current", "Desired", "Active", "Age"]
 
+    def test_a_variant_is_what_llm_d_names(self) -> None:
+        made = crd(VARIANTS)
+        assert made["metadata"]["name"] == "variantautoscalings.llmd.ai"
+        assert made["spec"]["group"] == "llmd.ai"
+        assert made["spec"]["scope"] == "Namespaced"
+        assert made["spec"]["names"] == {
+            "kind": "VariantAutoscaling",
+            "listKind": "VariantAutoscalingList",
+            "plural": "variantautoscalings",
+            "singular": "variantautoscaling",
+            "shortNames": ["va"],
+        }
+        assert columns(made) == [
+            ("Target", ".spec.scaleTargetRef.name"),
+            ("Model", ".spec.modelID"),
+            ("Accelerator", ".status.desiredOptimizedAlloc.accelerator"),
+            ("Current", ".status.currentReplicas"),
+            ("Optimized", ".status.desiredOptimizedAlloc.numReplicas"),
+            ("MetricsReady", '.status.conditions[?(@.type=="MetricsAvailable")].status'),
+            ("Age", ".metadata.creationTimestamp"),
+        ]
+
     @pytest.mark.parametrize("of", DEFINITIONS, ids=lambda of: of.name)
     def test_its_status_is_a_subresource(self, of: Definition) -> None:
         [version] = crd(of)["spec"]["versions"]
@@ -140,7 +171,7 @@ class TestObject:
         assert json.loads(json.dumps(crd(of))) == crd(of)
 
 
-EVERY_SCHEMA = [*below(MODEL.schema), *below(POLICY.schema)]
+EVERY_SCHEMA = [schema for kind in EVERY_KIND for schema in below(kind.schema)]
 
 
 class TestStructure:
@@ -158,10 +189,11 @@ class TestStructure:
             "anyOf",
             "allOf",
             "enum",
+            "format",
         }
         | {"minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "pattern"}
         | {"minItems", "maxItems", "minProperties", "maxProperties"}
-        | {"x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
+        | {"x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type"}
         | {"x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string"}
     )
 
@@ -191,7 +223,7 @@ class TestStructure:
         assert set(schema["x-kubernetes-list-map-keys"]) <= set(schema["items"]["required"])
 
     def test_every_field_is_described(self) -> None:
-        for kind in (MODEL, POLICY):
+        for kind in EVERY_KIND:
             assert all(field.get("description") for field in kind.schema["properties"]["spec"]["properties"].values())
 
     def test_a_description_has_the_flag_and_what_is_accepted(self) -> None:
@@ -316,6 +348,46 @@ _POLICIES = st.fixed_dictionaries(
 )
 
 
+_VARIANTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "scaleTargetRef": st.fixed_dictionaries(
+            {
+                "kind": st.sampled_from(["Deployment", "StatefulSet"]),
+                "name": st.sampled_from(["vllm", "llama-70b.h100"]),
+            },
+            optional={"apiVersion": st.just("apps/v1")},
+        ),
+        "variantCost": st.sampled_from(["80.0", "5", "0"]),
+        "modelProfile": st.fixed_dictionaries(
+            {},
+            optional={
+                "accelerators": st.lists(
+                    st.fixed_dictionaries(
+                        {"acc": st.sampled_from(["A100", "H100"])},
+                        optional={
+                            "accCount": _COUNTS,
+                            "maxBatchSize": _COUNTS,
+                            "perfParms": st.fixed_dictionaries({"alpha": st.just("20.5")}),
+                            "atSize": _COUNTS,
+                        },
+                    ),
+                    max_size=2,
+                ),
+                "more": _COUNTS,
+            },
+        ),
+        "sloClassRef": st.fixed_dictionaries({}, optional={"name": st.just("a"), "key": st.just("premium.yaml")}),
+        "minReplicas": st.integers(0, 10),
+        "maxReplicas": st.integers(10, 20),
+        "scaleToZero": st.fixed_dictionaries(
+            {}, optional={"enabled": st.booleans(), "retentionPeriod": st.sampled_from(["15m", "1h30m", "90s"])}
+        ),
+        "actuation": st.sampled_from(["metrics", "direct"]),
+    },
+)
+
+
 def places_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -330,15 +402,33 @@ def test_a_good_policy_is_taken_by_both(spec: Json) -> None:
     assert [problem for problem in POLICY.model_refuses(spec) if "more than once" not in problem] == []
 
 
+@settings(max_examples=100, deadline=None)
+@given(_VARIANTS)
+def test_a_good_variant_is_taken_by_both(spec: Json) -> None:
+    assert not VARIANT.server_refuses(spec)
+    assert VARIANT.model_refuses(spec) == ()
+
+
 @settings(max_examples=400, deadline=None)
 @given(_POLICIES.filter(bool), st.data())
 def test_of_a_policy_with_one_thing_changed_they_say_the_same(spec: Json, data: st.DataObject) -> None:
+    change_one_thing(spec, data)
+    POLICY.check(spec)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_VARIANTS.filter(bool), st.data())
+def test_of_a_variant_with_one_thing_changed_they_say_the_same(spec: Json, data: st.DataObject) -> None:
+    change_one_thing(spec, data)
+    VARIANT.check(spec)
+
+
+def change_one_thing(spec: Json, data: st.DataObject) -> None:
     *above, last = data.draw(st.sampled_from([*places_in(spec)]))
     inner: Any = spec
     for key in above:
         inner = inner[key]
     inner[last] = data.draw(st.sampled_from(_VALUES) | _JUNK)
-    POLICY.check(spec)
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_FIELD)

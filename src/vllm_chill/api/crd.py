@@ -1,7 +1,8 @@
 """The CustomResourceDefinitions, made from the pydantic models, for Kubernetes 1.20 and newer.
 
 The rule: a schema is structural and refuses only what the model refuses too. What no schema can say, such as that
-two fields do not fit together, is refused by `parse_model` or `parse_policy` alone, and told in the object's status.
+two fields do not fit together, is refused by `parse_model`, `parse_policy` or `parse_variant` alone, and told in the
+object's status.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_chill.api.kinds import MODEL, POLICY, Kind
+from vllm_chill.api.kinds import MODEL, POLICY, VARIANT, Kind
 from vllm_chill.api.resource import Resource
 from vllm_chill.api.scaling_policy import ScalingPolicy
+from vllm_chill.api.variant import VariantAutoscaling
 from vllm_chill.api.vllm_model import VLLMModel
 from vllm_chill.core.objects import Json
 
@@ -65,7 +67,22 @@ POLICIES = Definition(
         ("Age", "date", ".metadata.creationTimestamp"),
     ),
 )
-DEFINITIONS = (MODELS, POLICIES)
+VARIANTS = Definition(
+    VariantAutoscaling,
+    VARIANT,
+    "Namespaced",
+    "one way to serve a model; how many replicas it has is decided among all variants of that model.",
+    (
+        ("Target", "string", ".spec.scaleTargetRef.name"),
+        ("Model", "string", ".spec.modelID"),
+        ("Accelerator", "string", ".status.desiredOptimizedAlloc.accelerator"),
+        ("Current", "integer", ".status.currentReplicas"),
+        ("Optimized", "integer", ".status.desiredOptimizedAlloc.numReplicas"),
+        ("MetricsReady", "string", '.status.conditions[?(@.type=="MetricsAvailable")].status'),
+        ("Age", "date", ".metadata.creationTimestamp"),
+    ),
+)
+DEFINITIONS = (MODELS, POLICIES, VARIANTS)
 
 
 def crds() -> tuple[Json, ...]:

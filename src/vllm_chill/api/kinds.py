@@ -30,3 +30,4 @@ POLICY = Kind(
     "vllmscalingpolicy",
     ("vsp",),
 )
+VARIANT = Kind("llmd.ai", "v1alpha1", "VariantAutoscaling", "variantautoscalings", "variantautoscaling", ("va",))

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from vllm_chill.api.resource import Checked, Conflict
+from vllm_chill.api.scale_target import API_VERSION, APPS, KIND, ApiVersion, KindName, ScaleTargetRef
 from vllm_chill.api.spec_parts import NAME, Part, declared
 from vllm_chill.api.spec_types import Count, CountOrZero, Interval, Name, Number, Switch, interval_seconds
 from vllm_chill.core.scaling.policy import Select, Unit
@@ -52,29 +53,23 @@ _PERCENTILE = 95.0
 _WINDOW_SECONDS = 60.0
 
 MODEL_API_VERSION = "vllm.sir-alfred.io/v1alpha1"
-_API_VERSIONS = {
-    "Deployment": "apps/v1",
-    "StatefulSet": "apps/v1",
-    "ReplicaSet": "apps/v1",
-    "VLLMModel": MODEL_API_VERSION,
-}
 
 
-class ScaleTarget(Checked):
+class ScaleTarget(ScaleTargetRef):
     """What is scaled, as Kubernetes' ObjectReference."""
 
     STAND_INS: ClassVar = {"name": "unknown"}
+    KNOWN: ClassVar = {**APPS, "VLLMModel": MODEL_API_VERSION}
 
-    kind: Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z][-A-Za-z0-9]*$")] = declared(
-        "Deployment", "a kind, such as Deployment",
-        "Deployment, StatefulSet, VLLMModel, or anything that has a scale subresource.",
+    kind: KindName = declared(
+        "Deployment", KIND, "Deployment, StatefulSet, VLLMModel, or anything that has a scale subresource.",
     )  # fmt: skip
     name: Name = declared(
         ..., NAME,
         "Name of the object, in the policy's namespace; or of a model that vllm-chill serves, by any of its names.",
     )  # fmt: skip
-    api_version: Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9][-.a-z0-9]*/)?[a-z0-9]+$")] | None = declared(
-        None, "a group and a version, such as apps/v1",
+    api_version: ApiVersion | None = declared(
+        None, API_VERSION,
         "Group and version of the kind. Not set: apps/v1, or a VLLMModel's own; other kinds need it.",
     )  # fmt: skip
     namespace: Annotated[str, Field(max_length=63)] | None = declared(
@@ -87,19 +82,9 @@ class ScaleTarget(Checked):
 
     def conflicts(self) -> Iterator[Conflict]:
         """What no field can know by itself."""
-        if self.api_version is None and self.kind not in _API_VERSIONS:
-            yield Conflict(
-                "apiVersion",
-                f"it is missing, and {self.kind} is none of {', '.join(_API_VERSIONS)}; give its group and version",
-                ("apiVersion", "kind"),
-            )
+        yield from super().conflicts()
         if self.kind == "VLLMModel" and self.namespace:
             yield Conflict("namespace", "a VLLMModel is in no namespace; leave it out", ("namespace", "kind"))
-
-    @property
-    def full_api_version(self) -> str:
-        """Group and version of the kind, given or not."""
-        return self.api_version or _API_VERSIONS[self.kind]
 
 
 class ScalingRule(Checked):

@@ -1,4 +1,4 @@
-"""`vllm-chill crd`: what a cluster has to know before it can have models and scaling policies."""
+"""`vllm-chill crd`: what a cluster has to know before it can have models, scaling policies and variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def crd_yaml(made: Json) -> str:
 
 @click.command(name="crd", short_help="Print the CustomResourceDefinitions to apply.")
 def print_crd() -> None:
-    """Print the CustomResourceDefinitions that let a cluster have models and scaling policies.
+    """Print the CustomResourceDefinitions that let a cluster have models, scaling policies and variants.
 
     vllm-chill crd | kubectl apply -f -
     """

@@ -6,7 +6,7 @@ when something is so. Conditions have the reasons that HorizontalPodAutoscalers 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,13 @@ from vllm_chill.core.objects import Json
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited
 from vllm_chill.core.scaling.policy import Policy
+from vllm_chill.core.status_writes import told, without_nulls, write_after
 from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Target, Unknown, Waking
 
-LEAST_SECONDS = 1.0
-"""The shortest time between two writes, whatever has changed."""
-WORDS_SECONDS = 60.0
-"""And where only figures have changed, by less than matters."""
 _FIGURE_PART = 0.1  # of a rule's target: what is less is within HPA's tolerance
 
+# Their messages have figures in them.
+_WORDY = ("ScalingLimited", "MetricsAvailable")
 _STABILIZED = {
     Limited.STABILIZED: "recent recommendations were higher than the current one, and the highest of them holds",
     Limited.UP_STABILIZED: "recent recommendations were lower than the current one, and the lowest of them holds",
@@ -74,14 +73,7 @@ def status_of(facts: Facts, before: Mapping[str, Any], generation: int, at: str)
 
 def write_after_seconds(before: Mapping[str, Any], after: Mapping[str, Any], polling_seconds: float) -> float | None:
     """How long after the last write a status is to be written; None if it says nothing new. Ages are nothing new."""
-    if _core(before) != _core(after):
-        return LEAST_SECONDS
-    figures = list(zip(before.get("metrics") or (), after["metrics"], strict=True))
-    if any(_has_moved(was, now) for was, now in figures):
-        return max(polling_seconds, LEAST_SECONDS)
-    if _without_ages(before) != _without_ages(after):
-        return max(polling_seconds, WORDS_SECONDS)
-    return None
+    return write_after(before, after, polling_seconds, core=_core, has_moved=_have_moved, said=_without_ages)
 
 
 def conditions(facts: Facts) -> tuple[Condition, ...]:
@@ -198,21 +190,14 @@ def _metric(asked: Asked, decided_at: float, now: float) -> Json:
 
 def _core(status: Mapping[str, Any]) -> Json:
     """What is told at once when it changes."""
-    kept = {
-        key: value
-        for key, value in status.items()
-        if key not in ("metrics", "trail", "conditions") and value is not None
-    }
+    kept = without_nulls(status, "metrics", "trail", "conditions")
     metrics = [(one.get("metric"), one.get("target"), "current" in one) for one in status.get("metrics") or ()]
     trail = [(said.get("stage"), said.get("replicas")) for said in status.get("trail") or ()]
-    return {**kept, "metrics": metrics, "trail": trail, "conditions": list(_told(status.get("conditions") or ()))}
+    return {**kept, "metrics": metrics, "trail": trail, "conditions": list(told(status, _WORDY))}
 
 
-def _told(conditions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[object, ...]]:
-    for one in conditions:
-        # What these say besides has figures in it.
-        message = None if one.get("type") in ("ScalingLimited", "MetricsAvailable") else one.get("message")
-        yield one.get("type"), one.get("status"), one.get("reason"), message
+def _have_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return any(map(_has_moved, before.get("metrics") or (), after["metrics"]))
 
 
 def _has_moved(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -223,6 +208,5 @@ def _has_moved(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _without_ages(status: Mapping[str, Any]) -> Json:
-    kept = {key: value for key, value in status.items() if value is not None}
     metrics = [{key: value for key, value in one.items() if key != "ageSeconds"} for one in status.get("metrics") or ()]
-    return {**kept, "metrics": metrics}
+    return {**without_nulls(status), "metrics": metrics}
