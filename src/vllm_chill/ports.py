@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.target import Endpoint, Observation, Resource, Target, TargetRef
@@ -100,6 +101,23 @@ class ObjectStore(Protocol):
 
     async def record(self, about: Json, reason: str, message: str, *, warning: bool = False) -> None:
         """Say in an Event what happened to an object. The same said again raises a count."""
+
+
+class LeaseStore(Protocol):
+    """One Lease that several processes read and write. `tests/adapters/lease_contract.py` is the contract in full.
+
+    All calls may be cancelled at any await, and one that fails or is cancelled may have written. Each raises
+    BackendUnavailable (try again later) or BackendRefused (no use).
+    """
+
+    async def get(self) -> StoredLease | None:
+        """The Lease as it is at this moment; None if there is none."""
+
+    async def create(self, record: Record) -> StoredLease:
+        """Make the Lease. Raises BackendConflict if there is one."""
+
+    async def update(self, stored: StoredLease, record: Record) -> StoredLease:
+        """Have the Lease say this; what else is in it stays. Raises BackendConflict if it is another by now."""
 
 
 class CatalogueObserver(Protocol):
