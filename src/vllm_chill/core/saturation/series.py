@@ -50,7 +50,7 @@ _WAITING = (
     *("exported_instance", "instance", "fairness_id", "priority"),
     *("inference_pool", "model_name", "target_model_name"),
 )
-_PROXY = ("exported_instance", "instance")
+_PROXY = ("exported_instance", "instance", "target")
 
 # What a page says itself is "exported_" where whoever scrapes it has a label of that name; it is nearer to the truth.
 _POD_LABELS = ("exported_pod", "pod", "pod_name", "kubernetes_pod_name")
@@ -102,45 +102,49 @@ def _in(namespace: str, form: str, *names: str) -> str:
 def reading(
     pods: Sequence[PodPlace], told: Mapping[Figure, Iterable[Series]], failures: Mapping[Figure, str]
 ) -> LoadReading:
-    """What these answers say of these pods; a figure that is not among them is missing.
+    """What these answers say of these pods, and of others of which they name the pod; a figure that is not among them
+    is missing.
 
-    `failures` has the figures that could not be asked for, by their names, and the pods that no series is of.
+    `failures` has the figures that could not be asked for, by their names, which no pod can have; and the pods of these
+    that no series is of.
     """
     pod_of = finder(pods)
 
-    def of_pods(
-        figure: Figure, labels: tuple[str, ...] = _ENGINE, take: Take = math.fsum
-    ) -> Callable[[str], float | None]:
-        return _by(told.get(figure, ()), lambda one: pod_of(one.labels), labels, take).get
+    def by_pod(figure: Figure, labels: tuple[str, ...] = _ENGINE, take: Take = math.fsum) -> dict[str, float]:
+        return _by(told.get(figure, ()), lambda one: pod_of(one.labels), labels, take)
 
-    kv = of_pods(Figure.KV, take=max)
-    queue, running = of_pods(Figure.QUEUE), of_pods(Figure.RUNNING)
-    successes, rate = of_pods(Figure.SUCCESSES, _RESULT), of_pods(Figure.RATE, _RESULT)
-    tokens = _by(map(_tokens, told.get(Figure.CACHE, ())), lambda one: pod_of(one.labels), _ENGINE, math.fsum).get
-    loads = {
-        name: EngineLoad(kv(name), queue(name), running(name), successes(name), rate(name), tokens(name))
-        for name in (pod.name for pod in pods)
+    figures = {
+        "kv": by_pod(Figure.KV, take=max),
+        "queue": by_pod(Figure.QUEUE),
+        "running": by_pod(Figure.RUNNING),
+        "successes": by_pod(Figure.SUCCESSES, _RESULT),
+        "rate": by_pod(Figure.RATE, _RESULT),
+        "cache_tokens": _by(
+            map(_tokens, told.get(Figure.CACHE, ())), lambda one: pod_of(one.labels), _ENGINE, math.fsum
+        ),
     }
+    names = dict.fromkeys(name for known in figures.values() for name in known)
+    loads = {name: EngineLoad(**{figure: known.get(name) for figure, known in figures.items()}) for name in names}
     why = {str(figure): failure for figure, failure in failures.items()}
     return LoadReading(
-        loads={name: load for name, load in loads.items() if load != _NOTHING},
+        loads=loads,
         held=_by(told.get(Figure.HELD, ()), _model, _WAITING, math.fsum),
-        failures=why | {name: _SILENT for name, load in loads.items() if load == _NOTHING},
+        failures=why | {pod.name: _SILENT for pod in pods if pod.name not in loads},
         held_by_target=_by(told.get(Figure.HELD_BY_TARGET, ()), _target, _PROXY, math.fsum),
     )
 
 
-_NOTHING = EngineLoad()
 _SILENT = (
-    "no series of vLLM's is of this pod; see whether it is scraped, with the labels namespace and pod, "
-    "or its address as instance"
+    "no series of vLLM's is of this pod; see whether it is scraped, at least twice a minute, with the labels namespace "
+    "and pod, or with its address as instance"
 )
 
 
 def finder(pods: Sequence[PodPlace]) -> PodOf:
-    """Which of these pods a series with these labels is of, None for none of them.
+    """Which pod a series with these labels is of, None if they do not tell.
 
-    It is the one that a label names, else, if none names any pod at all, the one that was scraped at its address.
+    It is the one that a label names, one of these first; else, if none names any pod at all, the one of these that was
+    scraped at its address.
     """
     names = frozenset(pod.name for pod in pods)
     # An address that two pods have (their node's) says which it is only with the port.
@@ -149,8 +153,8 @@ def finder(pods: Sequence[PodPlace]) -> PodOf:
     def find(labels: Mapping[str, str]) -> str | None:
         named = [labels[label] for label in _POD_LABELS if labels.get(label)]
         if named:
-            # Addresses are given to others again, so a series of a pod that is gone is nobody's.
-            return next((name for name in named if name in names), None)
+            # Addresses are given to others again: what a label calls a pod that is gone is not another one's.
+            return next((name for name in named if name in names), named[0])
         for label in _INSTANCE_LABELS:
             if instance := labels.get(label):
                 return exact.get(instance) or hosts.get(_host(instance))
@@ -211,4 +215,5 @@ def _model(held: Series) -> str | None:
 
 
 def _target(held: Series) -> str | None:
-    return held.labels.get("target")
+    # A proxy says the kind too, of anything but a Deployment.
+    return held.labels.get("target", "").rpartition(" ")[2] or None
