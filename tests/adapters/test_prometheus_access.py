@@ -7,13 +7,14 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trustme
 from aiohttp import web
 
+from tests.adapters.certificates import Authority
 from vllm_chill.adapters.prometheus import Prometheus
 from vllm_chill.adapters.prometheus_access import CredentialFiles, PrometheusAccess
 from vllm_chill.errors import BackendUnavailable, SettingError
@@ -21,39 +22,14 @@ from vllm_chill.errors import BackendUnavailable, SettingError
 ANSWER = json.dumps({"status": "success", "data": {"resultType": "scalar", "result": [1, "42"]}})
 
 
-@dataclass(frozen=True)
-class Authority:
-    """One that signs certificates, with its own in a file. There is one for all tests, as keys take their time."""
-
-    ca: trustme.CA
-    file: Path
-
-    def issue(self, folder: Path, *names: str, part: str = "client") -> tuple[Path, Path]:
-        """A new certificate with its key, in these two files."""
-        return write(self.ca.issue_cert(*names), folder, part)
-
-
-def write(leaf: trustme.LeafCert, folder: Path, part: str) -> tuple[Path, Path]:
-    certificate, key = folder / f"{part}.crt", folder / f"{part}.key"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    key.write_bytes(leaf.private_key_pem.bytes())
-    return certificate, key
-
-
-def authority(folder: Path) -> Authority:
-    ca = trustme.CA()
-    ca.cert_pem.write_to_path(str(folder / "ca.crt"))
-    return Authority(ca, folder / "ca.crt")
-
-
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return authority(tmp_path_factory.mktemp("ours"))
+    return Authority.new(tmp_path_factory.mktemp("ours"))
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return authority(tmp_path_factory.mktemp("theirs"))
+    return Authority.new(tmp_path_factory.mktemp("theirs"))
 
 
 @contextlib.asynccontextmanager
@@ -121,8 +97,6 @@ async def test_one_that_nobody_known_has_signed_is_told_with_what_to_give(ours: 
 
 
 async def test_one_that_has_expired_is_told(ours: Authority) -> None:
-    from datetime import UTC, datetime
-
     leaf = ours.ca.issue_cert("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC))
     async with front(leaf) as (url, _):
         with pytest.raises(BackendUnavailable, match=r"not trusted: certificate has expired; have it renewed$"):
