@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vllm_chill.adapters.gpu import DcgmStats, NvmlStats
 from vllm_chill.adapters.prometheus import Prometheus
+from vllm_chill.adapters.prometheus_access import PrometheusAccess
 from vllm_chill.adapters.vllm import EngineScraper
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.gpu_meter import GpuMeter, Read
@@ -57,7 +58,8 @@ async def open_meters(
         scraper = await stack.enter_async_context(EngineScraper())
         query = None
         if prometheus_url is not None:
-            query = (await stack.enter_async_context(Prometheus(prometheus_url, token_file))).value
+            access = PrometheusAccess(prometheus_url, token_file=token_file)
+            query = (await stack.enter_async_context(Prometheus(access))).value
         reading = asyncio.create_task(gpus.run())
         try:
             yield Meters(scraper, gpus, query, pods=pods)
