@@ -79,11 +79,11 @@ def test_visits_and_calls_are_counted() -> None:
     metrics = ControllerMetrics("1")
     metrics.visited(0.2, False)
     metrics.visited(0.3, True)
-    metrics.called("GET", 200, 0.01)
-    metrics.called("PATCH", None, 5.0)
+    metrics.called("GET", "2xx", 0.01)
+    metrics.called("PATCH", "unreachable", 5.0)
     text = "\n".join(lines(metrics, ""))
     assert 'controller_runtime_reconcile_total{controller="variantautoscaling",result="error"} 1.0' in text
     assert 'controller_runtime_reconcile_errors_total{controller="variantautoscaling"} 1.0' in text
-    assert 'rest_client_requests_total{code="200",method="GET"} 1.0' in text
-    assert 'rest_client_requests_total{code="<error>",method="PATCH"} 1.0' in text
+    assert 'rest_client_requests_total{code="2xx",method="GET"} 1.0' in text
+    assert 'rest_client_requests_total{code="unreachable",method="PATCH"} 1.0' in text
     assert 'rest_client_request_duration_seconds_count{verb="PATCH"} 1.0' in text

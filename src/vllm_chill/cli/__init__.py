@@ -33,6 +33,7 @@ _COMMANDS = {
     "sleep": "models:sleep",
     "decide": "decide:decide_command",
     "scaling": "scaling:scaling",
+    "explain": "explain:explain",
     "crd": "crd:print_crd",
     "demo": "demo:demo",
 }

@@ -143,6 +143,8 @@ def default_text(field: FieldInfo) -> str:
     match field.default:
         case None:
             return ""
+        case bool():
+            return str(field.default).lower()
         case timedelta():
             return str(durationpy.to_str(field.default))
         case int() if field.metadata and field.default and field.default % (1 << 20) == 0:

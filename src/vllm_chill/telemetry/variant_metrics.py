@@ -65,6 +65,11 @@ class VariantMetrics(Collector):
         else:
             told.figures = figures
 
+    def desired(self, key: str) -> int | None:
+        """What is told of a variant's replicas that there are to be; None if nothing is told of it."""
+        told = self._told.get(key)
+        return None if told is None else told.figures.desired
+
     def scaled(self, key: str, direction: Direction, reason: Reason) -> None:
         """Take that it was decided that a variant, which is told of, is to have more or fewer replicas."""
         scalings = self._told[key].scalings
@@ -146,7 +151,7 @@ class ControllerMetrics:
         )
         self._answers = Counter(
             "rest_client_requests_total",
-            "Calls of the API server, by the status of the answer; <error> is none.",
+            "Calls of the API server, by what came of them: 2xx to 5xx, or unreachable.",
             ("method", "code"),
             registry=self.registry,
         )
@@ -170,10 +175,10 @@ class ControllerMetrics:
         if failed:
             self._errors.inc()
 
-    def called(self, method: str, status: int | None, seconds: float) -> None:
-        """Take that the API server was called; `status` None: it did not answer."""
-        self._calls.labels(method).observe(seconds)
-        self._answers.labels(method, "<error>" if status is None else str(status)).inc()
+    def called(self, verb: str, outcome: str, seconds: float) -> None:
+        """Take that the API server was called: the outcome is 2xx to 5xx, or unreachable."""
+        self._calls.labels(verb).observe(seconds)
+        self._answers.labels(verb, outcome).inc()
 
     def leads(self, leading: bool) -> None:
         """Take that this replica of the controller leads, or no longer does, from which on it tells of no variant."""
