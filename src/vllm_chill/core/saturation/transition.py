@@ -51,7 +51,9 @@ class Place:
     @property
     def base(self) -> int:
         """The number that growth is added to. A step that HPA took for too small stands, for the next to be larger."""
-        return self.decided.replicas if self.late and not self._lacks_pods else self.anticipated
+        if self.late and self._lacks_pods:
+            return self.anticipated
+        return max(self.decided.replicas, self.anticipated)
 
     @property
     def going(self) -> int:
