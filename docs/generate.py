@@ -5,6 +5,7 @@ Run it as `python docs/generate.py [--check]`.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from pathlib import Path
 from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
+from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 from vllm_chill.api.crd import DEFINITIONS, Definition, crd
 from vllm_chill.api.scaling_policy import ScalingPolicySpec, ScalingPolicyStatus
 from vllm_chill.api.spec_parts import Part, accepts_of, fields_of, part_of, said_of
 from vllm_chill.api.variant import VariantAutoscalingStatus
+from vllm_chill.api.variant_config import LOCAL, NAMES, Role
+from vllm_chill.api.variant_entries import ClassEntry, MainSettings, PriceEntry, SaturationEntry, ZeroEntry
 from vllm_chill.api.variant_spec import VariantAutoscalingSpec
 from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
 from vllm_chill.cli.crd import crd_yaml
@@ -41,6 +45,7 @@ from vllm_chill.core.events import (
 )
 from vllm_chill.core.lifecycle import desired_replicas, next_deadline, step
 from vllm_chill.core.routing import DEFAULT_WAKE_PATHS, HEALTH_CHECKERS, TABLE, Entry
+from vllm_chill.core.saturation.config import DEFAULT
 from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
 from vllm_chill.settings.parts import default_text, env_of, extra_of, flag_of
 from vllm_chill.settings.serve import Settings
@@ -415,13 +420,53 @@ def _status_rows(part: type[Part]) -> Iterator[str]:
 # --- variants ---
 
 
+_MAPS: dict[Role, tuple[type[Part], str]] = {
+    Role.MAIN: (MainSettings, "Each key is a setting. All of them may be in one key `config.yaml` instead, as YAML."),
+    Role.SATURATION: (SaturationEntry, "Each key is an entry, in YAML: `default`, or any name and then a `model_id`."),
+    Role.ZERO: (ZeroEntry, "Each key is an entry, in YAML: `default`, or any name and then a `model_id`."),
+    Role.COSTS: (PriceEntry, "Each key is an accelerator, and stands for its cost, or for YAML or JSON with these."),
+    Role.CLASSES: (ClassEntry, "Each key is a service class, in YAML."),
+}
+
+
 def variant_fields_page() -> str:
-    """Every field of a VariantAutoscaling."""
+    """Every field of a VariantAutoscaling, and every key of the ConfigMaps."""
     lines = ["# The fields of variants", "", MADE, ""]
     lines += ["A variant is an object `VariantAutoscaling` of `llmd.ai/v1alpha1`, short `va`, in the namespace of what"]
     lines += ["it scales.", "", "## Every field", "", *_spec_rows(VariantAutoscalingSpec)]
     lines += ["", "## Its status", "", *_status_rows(VariantAutoscalingStatus)]
+    lines += ["", "## The ConfigMaps", ""]
+    lines += ["They are read again when they change. What an entry does not say is as the one below it has it: the"]
+    lines += [
+        "defaults, `default`, the entry of the model, that of the model in its namespace, and over all of these the"
+    ]
+    lines += [f"same of the namespace's own ConfigMap: {' or '.join(map(_named, LOCAL))}."]
+    lines += ["A key that cannot be used is told in an event, and what was last good in its place stays."]
+    for role, (part, what) in _MAPS.items():
+        names = ", or ".join(f"`{name}`" for name in NAMES[role])
+        lines += ["", f"### {NAMES[role][0]}", "", f"Called {names}. {what}", "", *_key_rows(part)]
     return "\n".join([*lines, ""])
+
+
+def _named(role: Role) -> str:
+    return f"`{NAMES[role][0]}`"
+
+
+def _key_rows(part: type[Part]) -> Iterator[str]:
+    yield from ("| key | what | accepts | default |", "|---|---|---|---|")
+    for name, field in fields_of(part).items():
+        for path, one in _fields(name, field):
+            yield _row(f"`{path}`", _cell(one.description), _cell(accepts_of(one)), _default_of(part, name))
+
+
+def _default_of(part: type[Part], key: str) -> str:
+    if part is not SaturationEntry:
+        return ""
+    defaults = {to_camel(one.name): getattr(DEFAULT, one.name) for one in dataclasses.fields(DEFAULT)}
+    value = defaults.get(key)
+    if value is None:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _cell(text: str | None) -> str:

@@ -51,7 +51,7 @@ def _never(pattern: str) -> tuple[Any, AfterValidator]:
 _TAKEN = r"^--(model|served[-_]model[-_]name|port|uds|api[-_]key|hf[-_]token)(=|$)"
 # Two words in one item, which vLLM would take for one flag with a space in its name.
 _TWO_WORDS = r"^--[A-Za-z][^=\s]*\s"
-_DURATION = r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+$"
+DURATION = r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+$"
 _QUANTITY = r"^[0-9]+(\.[0-9]*)?([numkMGTPE]|[KMGTPE]i|[eE][0-9]{1,2})?$"
 
 Count = Annotated[int, Strict(), Field(ge=1, le=_MOST)]
@@ -66,7 +66,7 @@ Text = Annotated[str, Field(max_length=100_000, pattern=r"^($|[^-])")]
 Argument = Annotated[str, Field(min_length=1, max_length=100_000), *_never(f"{_TAKEN}|{_TWO_WORDS}")]
 Duration = Annotated[
     str,
-    Field(max_length=40, pattern=_DURATION),
+    Field(max_length=40, pattern=DURATION),
     *_never(r"^[^1-9]*$"),  # no digit but 0
     AfterValidator(_in_range),
 ]
@@ -98,7 +98,7 @@ Interval = Annotated[
             "minimum": 1,
             "maximum": int(_LONGEST.total_seconds()),
             "maxLength": 40,
-            "pattern": _DURATION,
+            "pattern": DURATION,
             "allOf": [{"pattern": "[1-9]"}],
         }
     ),
