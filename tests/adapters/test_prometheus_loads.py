@@ -82,6 +82,29 @@ async def test_a_namespace_is_eight_queries_whatever_the_number_of_its_pods() ->
     assert len(found.failures) == 100
 
 
+async def test_who_asks_about_the_same_namespace_at_about_the_same_time_shares_an_answer() -> None:
+    api = Api({}, set())
+    async with listening(api) as port, Prometheus(f"http://127.0.0.1:{port}") as prometheus:
+        loads = PrometheusLoads(prometheus, kept_seconds=60)
+        asked = [[PodPlace(f"vllm-{i}")] for i in range(5)]
+        first = asyncio.create_task(loads.read("ai-apps", asked[0]))
+        found = asyncio.gather(*(loads.read("ai-apps", pods) for pods in asked))
+        await asyncio.sleep(0)
+        # What the first has begun is not the others' to lose.
+        first.cancel()
+        assert [[*reading.failures] for reading in await found] == [[f"vllm-{i}"] for i in range(5)]
+        assert len(set(api.asked)) == 8
+        before = len(api.asked)
+        await loads.read("ai-apps", asked[0])
+        assert len(api.asked) == before
+        await loads.read("elsewhere", asked[0])
+        assert len(api.asked) == before + 8
+        anew = PrometheusLoads(prometheus, kept_seconds=0)
+        for _ in range(2):
+            await anew.read("ai-apps", asked[0])
+        assert len(api.asked) == before + 24
+
+
 class Pages:
     """What is scraped, by path; `ended` is the counter of the engines on /new."""
 
@@ -194,7 +217,7 @@ def whole(found: LoadReading) -> bool:
 async def test_a_real_prometheus_tells_the_load_of_each_pod(tmp_path: Path) -> None:
     pages = Pages()
     async with scraped(tmp_path, pages) as port, Prometheus(f"http://127.0.0.1:{port}") as prometheus:
-        loads = PrometheusLoads(prometheus)
+        loads = PrometheusLoads(prometheus, kept_seconds=0)
         found = await eventually(loads, whole)
         assert found.failures.keys() == {"vllm-starting"}
         assert found.loads == {
@@ -256,7 +279,7 @@ async def test_a_real_prometheus_behind_tls_a_token_and_certificates_that_are_re
                 server_name="prometheus.example",
             )
             async with Prometheus(access) as prometheus:
-                loads = PrometheusLoads(prometheus)
+                loads = PrometheusLoads(prometheus, kept_seconds=0)
                 await eventually(loads, whole)
                 assert front.clients == {"first.example"}
                 front.token = "second"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_chill.core.saturation.places import EngineLoad, LoadReading, PodPlace
-from vllm_chill.core.saturation.series import Figure, Series, expressions, finder, quoted, reading
+from vllm_chill.core.saturation.series import Figure, Scraped, Series, expressions, quoted
 from vllm_chill.core.target import Endpoint
 
 A = PodPlace("vllm-a", Endpoint("10.0.0.1", 8000))
@@ -21,9 +21,15 @@ def series(value: float, **labels: str) -> Series:
     return Series(labels, value, 1700000000.0)
 
 
+def reading(
+    pods: Sequence[PodPlace], told: Mapping[Figure, list[Series]], failures: Mapping[Figure, str] | None = None
+) -> LoadReading:
+    return Scraped(told, failures or {}).reading(pods)
+
+
 def load(told: Mapping[Figure, list[Series]]) -> EngineLoad:
     """The load of the pod vllm-a."""
-    return reading([A, B], told, {}).loads.get("vllm-a", EngineLoad())
+    return reading([A, B], told).loads.get("vllm-a", EngineLoad())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,8 @@ def test_a_series_is_of_the_pod_that_it_names_or_that_was_scraped_there(
 ) -> None:
     node = [PodPlace("first", Endpoint("10.0.0.7", 8000)), PodPlace("second", Endpoint("10.0.0.7", 8001))]
     six = PodPlace("six", Endpoint("fd00::3", 8000))
-    assert finder([A, B, six, PodPlace("new", None), *node])(labels) == pod
+    found = reading([A, B, six, PodPlace("new", None), *node], {Figure.QUEUE: [series(1, **labels)]})
+    assert found.loads == ({} if pod is None else {pod: EngineLoad(queue=1)})
 
 
 def test_of_several_engines_the_fullest_cache_counts_and_requests_and_tokens_are_summed() -> None:
@@ -117,10 +124,29 @@ def test_a_pod_that_no_series_is_of_is_a_failure_and_so_is_a_figure_that_could_n
 
 
 def test_a_pod_that_nobody_asked_about_is_told_of_by_its_label() -> None:
-    found = reading([A], {Figure.KV: [series(0.5, pod="vllm-a"), series(0.7, pod="vllm-c")]}, {})
+    found = reading([A], {Figure.KV: [series(0.5, pod="vllm-a"), series(0.7, pod="vllm-c")]})
     assert found == LoadReading({"vllm-a": EngineLoad(kv=0.5), "vllm-c": EngineLoad(kv=0.7)})
     nowhere = series(0.5, instance="10.0.0.9:8000")
-    assert reading([], {Figure.KV: [nowhere]}, {}) == LoadReading()
+    assert reading([], {Figure.KV: [nowhere]}) == LoadReading()
+
+
+def test_what_was_put_together_is_told_of_any_pods_as_if_it_was_for_them() -> None:
+    here = series(0.5, pod="gateway", pod_name="vllm-a")
+    again = series(0.7, pod="vllm-a")
+    address = series(0.3, instance="10.0.0.2:8000")
+    scraped = Scraped({Figure.KV: [here, again, address]}, {})
+    assert scraped.reading([A]).loads == {"vllm-a": EngineLoad(kv=0.7)}
+    assert scraped.reading([B]).loads == {
+        n: EngineLoad(k) for n, k in (("gateway", 0.5), ("vllm-a", 0.7), ("vllm-b", 0.3))
+    }
+    assert scraped.reading([A]).loads == {"vllm-a": EngineLoad(kv=0.7)}
+    assert scraped.reading([A, B]).loads == {"vllm-a": EngineLoad(kv=0.7), "vllm-b": EngineLoad(kv=0.3)}
+
+
+def test_an_engine_that_is_found_by_its_address_alone_counts_with_those_that_are_named() -> None:
+    named, found = series(1, pod="vllm-a", engine="0"), series(2, instance="10.0.0.1:8001", engine="1")
+    assert load({Figure.QUEUE: [named, found]}).queue == 3
+    assert load({Figure.QUEUE: [named, found._replace(value=math.nan)]}).queue is None
 
 
 def test_requests_are_held_for_the_model_that_they_go_to() -> None:
@@ -137,7 +163,7 @@ def test_requests_are_held_for_the_model_that_they_go_to() -> None:
         queue(math.nan, "org/c", ""),
         series(9, inference_pool="p"),
     ]
-    assert reading([], {Figure.HELD: held}, {}).held == {"org/a": 10, "org/b": 5}
+    assert reading([], {Figure.HELD: held}).held == {"org/a": 10, "org/b": 5}
 
 
 def test_a_proxy_holds_requests_for_a_target() -> None:
@@ -148,7 +174,7 @@ def test_a_proxy_holds_requests_for_a_target() -> None:
         series(0, target="StatefulSet ai-apps/big", instance="10.1.0.1:8080"),
         series(1),
     ]
-    assert reading([], {Figure.HELD_BY_TARGET: held}, {}).held_by_target == {
+    assert reading([], {Figure.HELD_BY_TARGET: held}).held_by_target == {
         "ai-apps/vllm": 6,
         "ai-apps/big": 0,
     }
@@ -199,7 +225,7 @@ def test_neither_the_order_of_series_nor_how_they_are_split_makes_a_difference(
     case: tuple[dict[Figure, list[Series]], dict[str, EngineLoad]],
 ) -> None:
     figures, loads = case
-    assert reading([A, B], figures, {}).loads == loads
+    assert reading([A, B], figures).loads == loads
 
 
 LABELS = st.dictionaries(
@@ -210,7 +236,7 @@ LABELS = st.dictionaries(
 
 @given(st.dictionaries(st.sampled_from(Figure), st.lists(st.builds(Series, LABELS, st.floats(), st.just(0.0)))))
 def test_whatever_is_told_what_is_known_of_it_is_finite(figures: dict[Figure, list[Series]]) -> None:
-    found = reading([A, B], figures, {})
+    found = reading([A, B], figures)
     numbers = [getattr(load, name) for load in found.loads.values() for name in EngineLoad.__slots__]
     numbers += [*found.held.values(), *found.held_by_target.values()]
     assert all(math.isfinite(number) for number in numbers if number is not None)

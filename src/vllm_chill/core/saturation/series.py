@@ -13,8 +13,8 @@ import enum
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from vllm_chill.core.saturation.places import EngineLoad, LoadReading, PodPlace
 
@@ -40,8 +40,9 @@ class Figure(enum.StrEnum):
     HELD_BY_TARGET = "requests held by proxies"
 
 
-PodOf = Callable[[Mapping[str, str]], str | None]
 Take = Callable[[Iterable[float]], float]
+Parts = dict[tuple[str | None, ...], float]
+Owner = TypeVar("Owner", bound=Hashable)
 
 # vLLM's own labels, and the address of whoever has a page of his own; the others are of who scraped it.
 _ENGINE = ("exported_instance", "instance", "engine", "model_name")
@@ -99,78 +100,98 @@ def _in(namespace: str, form: str, *names: str) -> str:
     return " or ".join(form.format(f"{name}{{{selector}}}") for name in names for selector in selectors)
 
 
-def reading(
-    pods: Sequence[PodPlace], told: Mapping[Figure, Iterable[Series]], failures: Mapping[Figure, str]
-) -> LoadReading:
-    """What these answers say of these pods, and of others of which they name the pod; a figure that is not among them
-    is missing.
-
-    `failures` has the figures that could not be asked for, by their names, which no pod can have; and the pods of these
-    that no series is of.
+class Place(NamedTuple):
+    """What labels say of a series' pod: the names that they give it, most likely the first; for want of any, the
+    address that was scraped.
     """
-    pod_of = finder(pods)
 
-    def by_pod(figure: Figure, labels: tuple[str, ...] = _ENGINE, take: Take = math.fsum) -> dict[str, float]:
-        return _by(told.get(figure, ()), lambda one: pod_of(one.labels), labels, take)
-
-    figures = {
-        "kv": by_pod(Figure.KV, take=max),
-        "queue": by_pod(Figure.QUEUE),
-        "running": by_pod(Figure.RUNNING),
-        "successes": by_pod(Figure.SUCCESSES, _RESULT),
-        "rate": by_pod(Figure.RATE, _RESULT),
-        "cache_tokens": _by(
-            map(_tokens, told.get(Figure.CACHE, ())), lambda one: pod_of(one.labels), _ENGINE, math.fsum
-        ),
-    }
-    names = dict.fromkeys(name for known in figures.values() for name in known)
-    loads = {name: EngineLoad(**{figure: known.get(name) for figure, known in figures.items()}) for name in names}
-    why = {str(figure): failure for figure, failure in failures.items()}
-    return LoadReading(
-        loads=loads,
-        held=_by(told.get(Figure.HELD, ()), _model, _WAITING, math.fsum),
-        failures=why | {pod.name: _SILENT for pod in pods if pod.name not in loads},
-        held_by_target=_by(told.get(Figure.HELD_BY_TARGET, ()), _target, _PROXY, math.fsum),
-    )
+    named: tuple[str, ...]
+    instance: str = ""
 
 
+class Scraped:
+    """What was answered about a namespace, put together once, and told of any of its pods as often as is asked.
+
+    A figure that is not `told` is missing; `failures` says why.
+    """
+
+    def __init__(self, told: Mapping[Figure, Iterable[Series]], failures: Mapping[Figure, str]) -> None:
+        # A cache's size is in its labels.
+        sizes = map(_size, told.get(Figure.CACHE, ()))
+        self._figures: tuple[tuple[Take, dict[Place, Parts]], ...] = (
+            (max, _parts(told.get(Figure.KV, ()), _place, _ENGINE)),
+            (math.fsum, _parts(told.get(Figure.QUEUE, ()), _place, _ENGINE)),
+            (math.fsum, _parts(told.get(Figure.RUNNING, ()), _place, _ENGINE)),
+            (math.fsum, _parts(told.get(Figure.SUCCESSES, ()), _place, _RESULT)),
+            (math.fsum, _parts(told.get(Figure.RATE, ()), _place, _RESULT)),
+            (math.fsum, _parts(sizes, _place, _ENGINE)),
+        )
+        # Mostly a place names one pod, whoever is asked about: then a question costs what its own pods do.
+        places = {place for _, known in self._figures for place in known}
+        self._unclear = [place for place in places if len(place.named) != 1]
+        self._loads = self._of({place.named[0]: [place] for place in places if len(place.named) == 1})
+        self._held = _sums(_parts(told.get(Figure.HELD, ()), _model, _WAITING))
+        self._held_by_target = _sums(_parts(told.get(Figure.HELD_BY_TARGET, ()), _target, _PROXY))
+        self._failures = {str(figure): failure for figure, failure in failures.items()}
+
+    def reading(self, pods: Sequence[PodPlace]) -> LoadReading:
+        """What it says of these pods, and of others that labels name. Among the failures are the figures that could not
+        be asked for, by their names, which no pod can have; and those of these pods that nothing is told of.
+        """
+        find, found = finder(pods), dict[str, list[Place]]()
+        for place in self._unclear:
+            if (pod := find(place)) is not None:
+                found.setdefault(pod, [Place((pod,))]).append(place)
+        loads: Mapping[str, EngineLoad] = self._loads
+        if found:
+            loads = {pod: load for pod, load in loads.items() if pod not in found} | self._of(found)
+        silent = {pod.name: _SILENT for pod in pods if pod.name not in loads}
+        return LoadReading(loads, self._held, self._failures | silent, self._held_by_target)
+
+    def _of(self, found: Mapping[str, Sequence[Place]]) -> dict[str, EngineLoad]:
+        """The load of each pod, of the parts that it has in all of its places; none where nothing of it is known."""
+        loads = {
+            pod: EngineLoad(*(_one(take, _merged(known, places)) for take, known in self._figures))
+            for pod, places in found.items()
+        }
+        return {pod: load for pod, load in loads.items() if load != _NOTHING}
+
+
+_NOTHING = EngineLoad()
 _SILENT = (
     "no series of vLLM's is of this pod; see whether it is scraped, at least twice a minute, with the labels namespace "
     "and pod, or with its address as instance"
 )
 
 
-def finder(pods: Sequence[PodPlace]) -> PodOf:
-    """Which pod a series with these labels is of, None if they do not tell.
+def finder(pods: Sequence[PodPlace]) -> Callable[[Place], str | None]:
+    """Which pod a place is, None if that cannot be told.
 
-    It is the one that a label names, one of these first; else, if none names any pod at all, the one of these that was
-    scraped at its address.
+    It is the one that is named, one of these first; else the one of these that has the address.
     """
     names = frozenset(pod.name for pod in pods)
     # An address that two pods have (their node's) says which it is only with the port.
-    exact, hosts = _places(pods)
-
-    def find(labels: Mapping[str, str]) -> str | None:
-        named = [labels[label] for label in _POD_LABELS if labels.get(label)]
-        if named:
-            # Addresses are given to others again: what a label calls a pod that is gone is not another one's.
-            return next((name for name in named if name in names), named[0])
-        for label in _INSTANCE_LABELS:
-            if instance := labels.get(label):
-                return exact.get(instance) or hosts.get(_host(instance))
-        return None
-
-    return find
-
-
-def _places(pods: Sequence[PodPlace]) -> tuple[dict[str, str | None], dict[str, str | None]]:
     exact: dict[str, str | None] = {}
     hosts: dict[str, str | None] = {}
     for pod in pods:
         if pod.endpoint is not None:
-            for places, place in ((exact, str(pod.endpoint)), (hosts, pod.endpoint.host)):
-                places[place] = None if place in places else pod.name
-    return exact, hosts
+            for places, address in ((exact, str(pod.endpoint)), (hosts, pod.endpoint.host)):
+                places[address] = None if address in places else pod.name
+
+    def find(place: Place) -> str | None:
+        if place.named:
+            # Addresses are given to others again: what a label calls a pod that is gone is not another one's.
+            return next((name for name in place.named if name in names), place.named[0])
+        return exact.get(place.instance) or hosts.get(_host(place.instance))
+
+    return find
+
+
+def _place(series: Series) -> Place:
+    named = tuple(dict.fromkeys(name for name in map(series.labels.get, _POD_LABELS) if name))
+    if named:
+        return Place(named)
+    return Place((), next(filter(None, map(series.labels.get, _INSTANCE_LABELS)), ""))
 
 
 def _host(instance: str) -> str:
@@ -180,27 +201,46 @@ def _host(instance: str) -> str:
     return host.removeprefix("[").removesuffix("]")
 
 
-def _by(
-    series: Iterable[Series], whose: Callable[[Series], str | None], labels: tuple[str, ...], take: Take
-) -> dict[str, float]:
-    """One number for each owner, taken of its parts, which are told apart by these labels."""
-    found: dict[str, dict[tuple[str | None, ...], float]] = {}
+def _parts(
+    series: Iterable[Series], whose: Callable[[Series], Owner | None], labels: tuple[str, ...]
+) -> dict[Owner, Parts]:
+    """For each owner the values of its parts, which are told apart by these labels; NaN for one that is missing."""
+    found: dict[Owner, Parts] = {}
     for one in series:
         owner = whose(one)
-        if owner is None:
-            continue
-        parts = found.setdefault(owner, {})
-        part = tuple(map(one.labels.get, labels))
-        before = parts.get(part, math.nan)
-        if math.isfinite(one.value) and not before >= one.value:
-            parts[part] = one.value
-        else:
-            parts.setdefault(part, math.nan)
-    whole = {owner: parts.values() for owner, parts in found.items() if not any(map(math.isnan, parts.values()))}
-    return {owner: take(values) for owner, values in whole.items()}
+        if owner is not None:
+            _put(found.setdefault(owner, {}), tuple(map(one.labels.get, labels)), one.value)
+    return found
 
 
-def _tokens(config: Series) -> Series:
+def _put(parts: Parts, part: tuple[str | None, ...], value: float) -> None:
+    before = parts.get(part, math.nan)
+    if not math.isfinite(value):
+        parts.setdefault(part, math.nan)
+    elif not before >= value:
+        parts[part] = value
+
+
+def _merged(known: Mapping[Place, Parts], places: Sequence[Place]) -> Parts:
+    if len(places) == 1:
+        return known.get(places[0], {})
+    parts: Parts = {}
+    for place in places:
+        for part, value in known.get(place, {}).items():
+            _put(parts, part, value)
+    return parts
+
+
+def _one(take: Take, parts: Parts) -> float | None:
+    return None if not parts or any(map(math.isnan, parts.values())) else take(parts.values())
+
+
+def _sums(known: Mapping[str, Parts]) -> dict[str, float]:
+    sums = {owner: _one(math.fsum, parts) for owner, parts in known.items()}
+    return {owner: value for owner, value in sums.items() if value is not None}
+
+
+def _size(config: Series) -> Series:
     """How many tokens a cache with this configuration holds; until vLLM has counted its blocks it says "None"."""
     try:
         tokens = float(config.labels["num_gpu_blocks"]) * float(config.labels["block_size"])
