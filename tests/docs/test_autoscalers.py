@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
-import shutil
-import socket
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import pytest
 import yaml
 from aiohttp import web
 
+from tests.real_prometheus import running
 from tests.scenarios.stage import Stage, stage
 from vllm_chill.adapters.prometheus import Prometheus
 from vllm_chill.app.meters import open_meters
@@ -110,32 +107,11 @@ async def measured(engine: Engine) -> AsyncIterator[tuple[Stage, Meter]]:
 @contextlib.asynccontextmanager
 async def prometheus(proxy: Stage, folder: Path) -> AsyncIterator[Prometheus]:
     """Debian's Prometheus with the sample's configuration, but for where the proxy is, and a faster interval."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus on this machine: Debian's package of that name has it")
     [config] = [sample for sample in SAMPLES if "scrape_configs" in sample]
     [job] = config["scrape_configs"]
     job |= {"scrape_interval": "1s", "static_configs": [{"targets": [urlsplit(proxy.url).netloc]}]}
-    (folder / "prometheus.yml").write_text(json.dumps(config))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        program,
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-        stdout=DEVNULL,
-        stderr=PIPE,
-    )
-    assert process.stderr is not None
-    said = asyncio.create_task(process.stderr.read())
-    try:
-        async with Prometheus(f"http://127.0.0.1:{port}") as asked:
-            yield asked
-    finally:
-        process.terminate()
-        await process.wait()
-        assert process.returncode == 0, (await said).decode()
+    async with running(folder, config) as port, Prometheus(f"http://127.0.0.1:{port}") as asked:
+        yield asked
 
 
 async def eventually(asked: Prometheus, expression: str, value: float | None = None) -> float:
