@@ -242,7 +242,7 @@ def config_map(name: str) -> dict[str, Any]:
         for item in yaml.safe_load_all((CONTROLLER / "configmaps.yaml").read_text())
         if item["metadata"]["name"] == name
     ]
-    data: dict[str, Any] = found["data"]
+    data: dict[str, Any] = found.get("data", {})
     return data
 
 
