@@ -138,3 +138,41 @@ async def test_an_answer_that_is_not_json_is_unreachable(server: StubApi, api: A
     server.refusals = [(200, b"<html>")]
     with pytest.raises(Unreachable, match="not JSON"):
         await api.call("GET", LIST)
+
+
+async def test_each_call_is_timed_with_what_came_of_it(server: StubApi, session: aiohttp.ClientSession) -> None:
+    told: list[tuple[str, str, float]] = []
+    credentials = Fixed(server.url)
+    api = ApiClient(
+        session, credentials, await credentials.load(), call_seconds=0.5, timed=lambda *call: told.append(call)
+    )
+    server.delay = 0.05
+    await api.call("GET", LIST, query=QUERY)
+    server.refusals = [(409, status(409, "no")), (503, b"")]
+    with pytest.raises(ApiError):
+        await api.call("PATCH", LIST, body={})
+    with pytest.raises(ApiError):
+        async with api.stream(LIST, {"watch": "1"}):
+            pass
+    async with api.stream(LIST, {"watch": "1", "resourceVersion": "10"}):
+        pass
+    server.logs["a"] = b"said"
+    async with api.stream("/a/log", {}):
+        pass
+    server.delay = 5
+    with pytest.raises(Unreachable):
+        await api.call("GET", LIST)
+    asked = asyncio.create_task(api.call("GET", LIST))
+    await server.until_asked("list", 3)
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert [(verb, outcome) for verb, outcome, _ in told] == [
+        ("GET", "2xx"),
+        ("PATCH", "4xx"),
+        ("WATCH", "5xx"),
+        ("WATCH", "2xx"),
+        ("GET", "2xx"),
+        ("GET", "unreachable"),
+    ]
+    assert all(0.05 <= seconds < 0.7 for _, _, seconds in told)
+    assert told[-1][2] >= 0.5

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -25,6 +25,11 @@ _ERROR_BYTES = 65536
 JSON = "application/json"
 Json = dict[str, Any]
 Query = Mapping[str, str | int]
+Timed = Callable[[str, str, float], None]
+"""Is told of each call its verb (an HTTP method, or WATCH), what came of it (2xx to 5xx, or unreachable), and how many
+seconds that took: to the end of the answer, and of a stream to its head.
+"""
+_T = TypeVar("_T")
 
 
 class ApiError(Exception):
@@ -43,7 +48,11 @@ class Unreachable(Exception):
 
 @asynccontextmanager
 async def connect(
-    kubeconfig: str | None = None, *, places: Places | None = None, call_seconds: float = CALL_SECONDS
+    kubeconfig: str | None = None,
+    *,
+    places: Places | None = None,
+    call_seconds: float = CALL_SECONDS,
+    timed: Timed | None = None,
 ) -> AsyncIterator[ApiClient]:
     """A client for the API server that `credentials.find` finds. It makes no call: the server may be away.
 
@@ -53,14 +62,20 @@ async def connect(
     access = await credentials.load()
     # Like every client of Kubernetes, this one honours HTTPS_PROXY and NO_PROXY.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True) as session:
-        yield ApiClient(session, credentials, access, call_seconds=call_seconds)
+        yield ApiClient(session, credentials, access, call_seconds=call_seconds, timed=timed)
 
 
 class ApiClient:
     """Calls to one API server. Invariant: `_access` is what was last read, at `_loaded` on the loop's clock."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, credentials: Credentials, access: Access, *, call_seconds: float
+        self,
+        session: aiohttp.ClientSession,
+        credentials: Credentials,
+        access: Access,
+        *,
+        call_seconds: float,
+        timed: Timed | None = None,
     ) -> None:
         self._session = session
         self._credentials = credentials
@@ -68,6 +83,7 @@ class ApiClient:
         self._loaded = asyncio.get_running_loop().time()
         self._loading = asyncio.Lock()
         self._call_seconds = call_seconds
+        self._timed = timed
 
     async def call(
         self,
@@ -84,13 +100,8 @@ class ApiClient:
 
         Raises ApiError or Unreachable.
         """
-        try:
-            async with asyncio.timeout(self._call_seconds):
-                return await self._call(method, path, query, body, patch, accept)
-        except TimeoutError as error:
-            raise Unreachable(
-                f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
-            ) from error
+        answer = self._in_time(self._call(method, path, query, body, patch, accept))
+        return await (answer if self._timed is None else _timing(self._timed, method, answer))
 
     @asynccontextmanager
     async def stream(self, path: str, query: Query, accept: str = JSON) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -98,17 +109,22 @@ class ApiClient:
 
         Raises ApiError or Unreachable on the way to the body, and aiohttp's errors within it.
         """
-        try:
-            async with asyncio.timeout(self._call_seconds):
-                response = await self._answer("GET", path, query, None, None, accept)
-        except TimeoutError as error:
-            raise Unreachable(
-                f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
-            ) from error
+        head = self._in_time(self._answer("GET", path, query, None, None, accept))
+        verb = "WATCH" if "watch" in query else "GET"
+        response = await (head if self._timed is None else _timing(self._timed, verb, head))
         try:
             yield response
         finally:
             response.close()
+
+    async def _in_time(self, answer: Awaitable[_T]) -> _T:
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                return await answer
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the API server {self._access.server} did not answer within {self._call_seconds:g} s"
+            ) from error
 
     async def _call(
         self, method: str, path: str, query: Query | None, body: Json | None, patch: str, accept: str
@@ -204,6 +220,22 @@ class ApiClient:
             case _:
                 why = str(error) or type(error).__name__
         return f"the API server {self._access.server} cannot be reached: {why}"
+
+
+async def _timing(timed: Timed, verb: str, answer: Awaitable[_T]) -> _T:
+    """What was asked for, once `timed` has been told of it. Who no longer waits for it is told of nothing."""
+    now = asyncio.get_running_loop().time
+    begun = now()
+    try:
+        answered = await answer
+    except ApiError as error:
+        timed(verb, f"{error.status // 100}xx", now() - begun)
+        raise
+    except Unreachable:
+        timed(verb, "unreachable", now() - begun)
+        raise
+    timed(verb, "2xx", now() - begun)
+    return answered
 
 
 async def _error(response: aiohttp.ClientResponse) -> ApiError:
