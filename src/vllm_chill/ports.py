@@ -8,6 +8,7 @@ from typing import Protocol
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
+from vllm_chill.core.saturation.places import LoadReading, PodPlace
 from vllm_chill.core.target import Endpoint, Observation, Resource, Target, TargetRef
 
 
@@ -130,6 +131,16 @@ class GpuStats(Protocol):
 
     async def read(self) -> GpuReading:
         """What it reads now; it wakes nothing. Raises BackendUnavailable, whose message says why it has nothing."""
+
+
+class LoadSource(Protocol):
+    """Where what engines say of their load comes from."""
+
+    async def read(self, namespace: str, pods: Sequence[PodPlace]) -> LoadReading:
+        """What these pods say now, and who waits for a replica. A pod that says nothing is among the failures.
+
+        Raises BackendUnavailable if nothing can be asked.
+        """
 
 
 class Recorder(Protocol):
