@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.election import Record, StoredLease
@@ -57,8 +57,10 @@ class Kinds(Protocol):
 class ObjectsObserver(Protocol):
     """Whoever wants to know which objects there are. Both calls return at once and never raise."""
 
-    def seen(self, objects: Mapping[str, Json]) -> None:
-        """Take all objects of the collection, by name. They are not to be changed."""
+    def seen(self, objects: Mapping[str, Any]) -> None:
+        """Take all objects of the collection, or what it keeps of them, by `Collection.key`. They are not to be
+        changed.
+        """
 
     def lost(self, cause: str) -> None:
         """Take that they cannot be seen at present, and why: a sentence without a full stop."""
@@ -79,6 +81,11 @@ class ObjectStore(Protocol):
 
     async def get(self, collection: Collection, name: str) -> Json | None:
         """The object as it is at this moment; None if there is none."""
+
+    async def get_scale(self, collection: Collection, name: str) -> Json | None:
+        """An object's scale, as it is at this moment: spec.replicas, status.replicas, and status.selector as text; what
+        is 0 or empty may be left out. None if there is no such object, or if its kind has no scale.
+        """
 
     async def apply(self, collection: Collection, item: Json, *, dry_run: bool = False) -> Json:
         """Have the object say what `item` says, and no longer what an earlier `item` said and this one does not; what

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -23,12 +23,12 @@ from vllm_chill.ports import ObjectStore
 class SeenObjects:
     """An observer that keeps what it was told last, and can be waited on."""
 
-    objects: Mapping[str, Json] | None = None
+    objects: Mapping[str, Any] | None = None
     losses: list[str] = field(default_factory=list)
-    history: list[Mapping[str, Json]] = field(default_factory=list)
+    history: list[Mapping[str, Any]] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def seen(self, objects: Mapping[str, Json]) -> None:
+    def seen(self, objects: Mapping[str, Any]) -> None:
         self.objects = objects
         self.history.append(objects)
         self._changed.set()
@@ -37,7 +37,7 @@ class SeenObjects:
         self.losses.append(cause)
         self._changed.set()
 
-    async def until(self, holds: Callable[[Mapping[str, Json]], bool], seconds: float = 20) -> Mapping[str, Json]:
+    async def until(self, holds: Callable[[Mapping[str, Any]], bool], seconds: float = 20) -> Mapping[str, Any]:
         """Wait until the objects are such that `holds` is true."""
         async with asyncio.timeout(seconds):
             while self.objects is None or not holds(self.objects):
@@ -54,10 +54,11 @@ class SeenObjects:
 
 
 class ObjectsWorld(Protocol):
-    """One store, an empty namespace of Deployments in it, and hands to do to one what others do."""
+    """One store, two empty namespaces of Deployments in it, and hands to do to one what others do."""
 
     store: ObjectStore
     deployments: Collection
+    others: Collection
 
     async def change(self, name: str, change: Json) -> None:
         """Merge a change into a Deployment, as somebody else."""
@@ -128,6 +129,60 @@ class ObjectsContract:
         assert all(before != after for before, after in itertools.pairwise(seen.history))
         watching.cancel()
         await asyncio.wait([watching])
+
+    async def test_of_all_namespaces_each_is_told_by_its_namespace_and_name(self, world: ObjectsWorld) -> None:
+        seen, here, there = SeenObjects(), world.deployments, world.others
+        await world.store.apply(here, deployment(args=["--model", "here"]))
+        watching = asyncio.create_task(world.store.watch(replace(here, namespace=None), seen))
+        await seen.until(lambda objects: f"{here.namespace}/d" in objects)
+        made = await world.store.apply(there, deployment(args=["--model", "there"]))
+        objects = await seen.until(lambda objects: f"{there.namespace}/d" in objects)
+        assert args_of(objects[f"{here.namespace}/d"]) == ["--model", "here"]
+        assert args_of(objects[f"{there.namespace}/d"]) == ["--model", "there"]
+        await world.store.delete(there, "d", made["metadata"]["uid"])
+        objects = await seen.until(lambda objects: f"{there.namespace}/d" not in objects)
+        assert f"{here.namespace}/d" in objects
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    async def test_only_what_is_kept_of_an_object_is_told_and_a_change_of_the_rest_is_not(
+        self, world: ObjectsWorld
+    ) -> None:
+        def keep(item: Json) -> int | None:
+            return None if item["metadata"]["name"] == "left-out" else int(item["spec"]["replicas"])
+
+        seen = SeenObjects()
+        await world.store.apply(world.deployments, deployment())
+        await world.store.apply(world.deployments, deployment("left-out"))
+        watching = asyncio.create_task(world.store.watch(replace(world.deployments, keep=keep), seen))
+        await seen.until(lambda objects: "d" in objects)
+        await world.change("left-out", {"metadata": {"labels": {"a": "b"}}})
+        await world.change("d", {"metadata": {"labels": {"a": "b"}}})
+        await world.change("d", {"spec": {"replicas": 1}})
+        await seen.until(lambda objects: objects["d"] == 1)
+        assert seen.history == [{"d": 0}, {"d": 1}]
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    async def test_of_metadata_only_what_is_kept_may_tell_its_owners(self, world: ObjectsWorld) -> None:
+        owner = {"apiVersion": "example.com/v1", "kind": "Thing", "name": "t", "uid": "uid-t", "controller": True}
+        only = replace(
+            world.deployments, metadata_only=True, keep=lambda item: item["metadata"]["ownerReferences"][0]["uid"]
+        )
+        seen = SeenObjects()
+        await world.store.apply(world.deployments, deployment(ownerReferences=[owner]))
+        watching = asyncio.create_task(world.store.watch(only, seen))
+        assert await seen.until(lambda objects: "d" in objects) == {"d": "uid-t"}
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    async def test_the_scale_of_an_object_has_its_number_and_its_pods_selector(self, world: ObjectsWorld) -> None:
+        assert await world.store.get_scale(world.deployments, "d") is None
+        await world.store.apply(world.deployments, deployment())
+        await world.change("d", {"spec": {"replicas": 3, "paused": True}})
+        scale = await world.store.get_scale(world.deployments, "d")
+        assert scale is not None
+        assert (scale["spec"]["replicas"], scale["status"]["selector"]) == (3, "app=d")
 
     async def test_what_is_not_there_is_none(self, world: ObjectsWorld) -> None:
         assert await world.store.get(world.deployments, "d") is None

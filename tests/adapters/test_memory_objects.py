@@ -11,6 +11,7 @@ class MemoryObjectsWorld:
     def __init__(self) -> None:
         self.store = MemoryObjects()
         self.deployments = Collection("apps/v1", "Deployment", "deployments", "test")
+        self.others = Collection("apps/v1", "Deployment", "deployments", "others")
 
     async def change(self, name: str, change: Json) -> None:
         self.store.change(self.deployments, name, change)

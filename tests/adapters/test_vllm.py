@@ -20,7 +20,7 @@ PAGE = b'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{en
 
 @dataclass
 class Engine:
-    """Answers GET /metrics with a page; `connections` are those that it came on."""
+    """Answers GET /metrics with a page, so often by now; `connections` are those that it came on."""
 
     page: bytes = PAGE
     status: int = 200
@@ -28,10 +28,12 @@ class Engine:
     where: Endpoint = field(init=False)
     connections: set[object] = field(default_factory=set)
     headers: dict[str, str] = field(default_factory=dict)
+    asked: int = 0
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.path == "/metrics"
         self.connections.add(request.transport)
+        self.asked += 1
         self.headers = dict(request.headers)
         await asyncio.sleep(self.seconds)
         return web.Response(body=self.page, status=self.status, content_type="text/plain")

@@ -19,6 +19,7 @@ class KubernetesObjectsWorld:
     def __init__(self, cluster: Cluster) -> None:
         self.store = KubernetesObjects(cluster.api)
         self.deployments = Collection("apps/v1", "Deployment", "deployments", cluster.namespace)
+        self.others = Collection("apps/v1", "Deployment", "deployments", "default")
         self.cluster = cluster
 
     async def change(self, name: str, change: Json) -> None:

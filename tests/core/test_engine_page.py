@@ -77,6 +77,7 @@ def test_a_whole_page_of_a_real_vllm_is_read() -> None:
     assert (sample.running, sample.waiting, sample.kv_cache_percent) == (0, 0, 0)
     assert (sample.prompt_tokens, sample.generation_tokens, sample.successes) == (91, 65, 7)
     assert (sample.prefix_hits, sample.prefix_queries, sample.began) == (0, 91, 1.79526889861e09)
+    assert sample.cache_tokens == 8192 * 128 == 1048576
     kinds = (sample.ttft, sample.itl, sample.e2e)
     assert [kind and (len(kind.bounds), kind.bounds[-1], kind.count) for kind in kinds] == [
         (22, 2560, 7),
@@ -131,6 +132,23 @@ def test_it_can_be_cut_anywhere(size: int) -> None:
             b'vllm:num_requests_running{model_name="a } b\\"} 7"} 2 1700000000000\n',
             EngineSample(running=2),
             id="a label with all that may stand in it, and a time behind the value",
+        ),
+        pytest.param(
+            b"vllm:num_requests_waiting 0\n"
+            b'vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="100"} 1.0\n'
+            b'vllm:cache_config_info{num_gpu_blocks="200",block_size="16",engine="1"} 1.0\n',
+            EngineSample(waiting=0, cache_tokens=4800),
+            id="the caches of all engines together",
+        ),
+        pytest.param(
+            b'vllm:num_requests_waiting 0\nvllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0\n',
+            EngineSample(waiting=0),
+            id="a cache whose size is not known yet",
+        ),
+        pytest.param(
+            b"vllm:num_requests_waiting 0\nvllm:cache_config_info 1.0\n",
+            EngineSample(waiting=0),
+            id="a cache of which nothing is said",
         ),
         pytest.param(
             b"vllm:num_requests_running NaN\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc +Inf\n",

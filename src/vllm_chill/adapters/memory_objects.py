@@ -11,10 +11,10 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from vllm_chill.core.objects import Collection, Json, metadata, only_metadata
+from vllm_chill.core.objects import Collection, Json, metadata
 from vllm_chill.errors import BackendConflict, BackendError
 from vllm_chill.ports import ObjectsObserver
 
@@ -39,7 +39,7 @@ class Said:
 class _Watch:
     collection: Collection
     observer: ObjectsObserver
-    told: dict[str, Json] | None = None
+    told: dict[str, Any] | None = None
 
 
 class MemoryObjects:
@@ -73,6 +73,10 @@ class MemoryObjects:
         self.reads += 1
         await asyncio.sleep(0)
         return copy.deepcopy(self._objects[collection].get(name))
+
+    async def get_scale(self, collection: Collection, name: str) -> Json | None:
+        found = await self.get(collection, name)
+        return None if found is None else _scale(found)
 
     async def apply(self, collection: Collection, item: Json, *, dry_run: bool = False) -> Json:
         await self._reach("apply" if not dry_run else "", item["metadata"]["name"])
@@ -147,8 +151,16 @@ class MemoryObjects:
         self._tell_all(collection)
 
     def _tell_all(self, collection: Collection) -> None:
-        for watch in tuple(self._observers[collection]):
-            self._tell(watch)
+        for within in {collection, replace(collection, namespace=None)}:
+            for watch in tuple(self._observers[within]):
+                self._tell(watch)
+
+    def _all(self, collection: Collection) -> dict[str, Json]:
+        """The objects of a collection, those of all namespaces if it is in none, by their key."""
+        within = [collection]
+        if collection.namespace is None:
+            within = [each for each in self._objects if replace(each, namespace=None) == collection]
+        return {collection.key(item): item for each in within for item in self._objects[each].values()}
 
     def _tell(self, watch: _Watch) -> None:
         collection = watch.collection
@@ -156,9 +168,8 @@ class MemoryObjects:
             watch.told = None
             watch.observer.lost(self._lost[collection])
             return
-        objects = copy.deepcopy(self._objects[collection])
-        if collection.metadata_only:
-            objects = {name: only_metadata(item, collection) for name, item in objects.items()}
+        kept = {key: collection.kept(_told(item, collection)) for key, item in self._all(collection).items()}
+        objects = {key: item for key, item in kept.items() if item is not None}
         if objects != watch.told:
             watch.told = objects
             watch.observer.seen(copy.deepcopy(objects))
@@ -188,6 +199,8 @@ class MemoryObjects:
         version = str(next(self._versions))
         if before is None:
             kept.update(uid=f"uid-{version}", generation=1, creationTimestamp=_CREATED)
+            if collection.namespace is not None:
+                kept["namespace"] = collection.namespace
         elif after.get("spec") != before.get("spec"):
             kept["generation"] = before["metadata"]["generation"] + 1
         kept["resourceVersion"] = version
@@ -208,6 +221,26 @@ class MemoryObjects:
     def _forget(self, collection: Collection, name: str) -> None:
         del self._objects[collection][name]
         self._applied.pop((collection, name), None)
+
+
+def _told(item: Json, collection: Collection) -> Json:
+    """What a server tells of an object: all, or its metadata."""
+    item = copy.deepcopy(item)
+    return {"metadata": item["metadata"]} if collection.metadata_only else item
+
+
+def _scale(item: Json) -> Json:
+    spec, status = item.get("spec") or {}, item.get("status") or {}
+    labels = (spec.get("selector") or {}).get("matchLabels") or {}
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    replicas = spec.get("replicas", 1)
+    return {
+        "apiVersion": "autoscaling/v1",
+        "kind": "Scale",
+        "metadata": {key: item["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")},
+        "spec": {"replicas": replicas} if replicas else {},
+        "status": {"replicas": status.get("replicas", 0), "selector": selector},
+    }
 
 
 async def _answered(item: _T) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 import aiohttp
 
@@ -12,13 +12,15 @@ PIECE_BYTES = 1 << 16
 
 
 async def pieces(
-    session: aiohttp.ClientSession, url: str, seconds: float, most_bytes: int, host: str | None = None
-) -> AsyncGenerator[bytes]:
+    session: aiohttp.ClientSession, url: str, seconds: float, most_bytes: int, host: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncGenerator[bytes]:  # fmt: skip
     """What is at a URL, of which the whole may take so many seconds and have so many bytes. Raises BackendUnavailable.
 
-    `host` is whom it is asked of, if that is not in the URL. To be closed if it is left early.
+    `host` is whom it is asked of, if that is not in the URL, and `headers` are sent besides. To be closed if it is left
+    early.
     """
-    headers = _HEADERS if host is None else {**_HEADERS, "Host": host}
+    headers = {**_HEADERS, **(headers or {}), **({} if host is None else {"Host": host})}
     try:
         async with session.get(
             url, timeout=aiohttp.ClientTimeout(total=seconds), headers=headers, max_redirects=2

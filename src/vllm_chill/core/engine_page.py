@@ -24,7 +24,8 @@ class EngineSample:
     `running` and `waiting` are requests, `kv_cache_percent` the part of its cache that is in use, 0 to 100. Tokens,
     looked-up prefix tokens (`prefix_queries`, and the `prefix_hits` among them) and `successes`, which are requests
     that ended well, are counted since it began, at `began` (seconds since 1970, where it tells); so are the latencies,
-    in seconds: `ttft` to the first token, `itl` between two tokens, `e2e` of whole requests.
+    in seconds: `ttft` to the first token, `itl` between two tokens, `e2e` of whole requests. `cache_tokens` is how many
+    tokens its KV cache holds, that of all its engines together.
     """
 
     running: float | None = None
@@ -39,6 +40,7 @@ class EngineSample:
     itl: Histogram | None = None
     e2e: Histogram | None = None
     began: float | None = None
+    cache_tokens: float | None = None
 
 
 # For each figure its names, the first that is there counts: vLLM 0.32 has the first, older ones the others, and
@@ -68,9 +70,11 @@ _LATENCIES = {
     "e2e": (b"vllm:e2e_request_latency_seconds",),
 }
 _BEGAN = b"process_start_time_seconds"
+# Its value is always 1: what it tells is in its labels.
+_CACHE = b"vllm:cache_config_info"
 
 # A label, and what may stand between two of them.
-_LABEL = re.compile(rb'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
+LABEL = re.compile(rb'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 
 
 class PageReader:
@@ -99,6 +103,7 @@ class PageReader:
             told[latency] = next((found for name in names if (found := self._histogram(name)) is not None), None)
         if all(value is None for value in told.values()):
             return None
+        told["cache_tokens"] = self._figures.get(_CACHE)
         return EngineSample(**told, began=self._figures.get(_BEGAN))  # type: ignore[arg-type] # each under its own name
 
     def _first(self, names: tuple[bytes, ...]) -> float | None:
@@ -124,7 +129,7 @@ class PageReader:
             if take is None:
                 continue
             labels, _, said = rest.rpartition(b"}") if brace else (b"", b"", rest)
-            value = _number(said)
+            value = number(said)
             if value is None:
                 if name in _PARTS:
                     self._broken.add(_PARTS[name])
@@ -134,7 +139,7 @@ class PageReader:
                 if bound is not None:
                     buckets = self._buckets.setdefault(_PARTS[name], {})
                     buckets[bound] = buckets.get(bound, 0.0) + value
-            else:
+            elif name != _CACHE or (value := _tokens(labels)) is not None:
                 before = figures.get(name)
                 figures[name] = value if before is None else take(before, value)
 
@@ -151,13 +156,14 @@ _PARTS = {
 }
 _WANTED: dict[bytes, Callable[[float, float], float]] = {
     _BEGAN: max,
+    _CACHE: add,
     **dict.fromkeys(_KV_CACHE, max),
     **{name: add for names in _SUMMED.values() for name in names},
     **dict.fromkeys(_PARTS, add),
 }
 
 
-def _number(said: bytes) -> float | None:
+def number(said: bytes) -> float | None:
     """The value of a line, behind which a time may stand; None if it is none, or not finite."""
     try:
         value = float(said)
@@ -172,10 +178,18 @@ def _number(said: bytes) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@lru_cache(maxsize=64)
+def _tokens(labels: bytes) -> float | None:
+    """How many tokens the cache holds that these labels describe; None while that is not known, as at a start."""
+    told = dict(LABEL.findall(labels))
+    blocks, size = (number(told.get(name, b"")) for name in (b"num_gpu_blocks", b"block_size"))
+    return None if blocks is None or size is None else blocks * size
+
+
 @lru_cache(maxsize=4096)
 def _bound(labels: bytes) -> float | None:
     """The bound that a bucket's labels say. They are the same on each page, so most of them have been seen before."""
-    for name, value in _LABEL.findall(labels):
+    for name, value in LABEL.findall(labels):
         if name == b"le":
             try:
                 bound = float(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,14 @@ _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVer
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The objects of one kind, in a namespace or (None) cluster-wide. `api_version` is as objects say it (`apps/v1`),
-    `plural` as paths do. `absent` says what to do about a server that does not know the kind, without a full stop.
+    """The objects of one kind, in a namespace or (None) in all of them, or of a kind that is cluster-wide.
+    `api_version` is as objects say it (`apps/v1`), `plural` as paths do. `absent` says what to do about a server that
+    does not know the kind, without a full stop.
 
     `metadata_only`: a watch is told of objects' names, labels and annotations alone, and of no other change. That is
-    for the many objects of a kind that anybody has, where few are of interest.
+    for the many objects of a kind that anybody has, where few are of interest. With `keep` a watch tells what that
+    makes of each object in its place, and leaves out those that it makes None of; it is not to change an object, and a
+    change that it does not show is not told. With both, it is given no more than an object's metadata, with its owners.
     """
 
     api_version: str
@@ -33,6 +36,20 @@ class Collection:
     namespace: str | None = None
     absent: str = ""
     metadata_only: bool = field(default=False, compare=False)
+    keep: Callable[[Json], Any] | None = field(default=None, compare=False)
+
+    def key(self, item: Mapping[str, Any]) -> str:
+        """What a watch calls an object: its name, and NAMESPACE/NAME where it follows a kind in all namespaces."""
+        of = metadata(item)
+        if self.namespace is None and of.get("namespace"):
+            return f"{of['namespace']}/{of['name']}"
+        return str(of["name"])
+
+    def kept(self, item: Json) -> Any:
+        """What a watch tells of an object; None for nothing."""
+        if self.keep is not None:
+            return self.keep(item)
+        return only_metadata(item, self) if self.metadata_only else item
 
     def named(self, name: str) -> str:
         """One of its objects, for a sentence."""

@@ -4,7 +4,7 @@ import pytest
 
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deletion_costs import ANNOTATION, COST
-from vllm_chill.adapters.kubernetes.facts import engine_port, label_selector, pod_facts, workload
+from vllm_chill.adapters.kubernetes.facts import label_selector, pod_facts, workload
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
 from vllm_chill.core.target import STATEFUL_SETS, Endpoint, Resource, TargetRef
@@ -168,20 +168,6 @@ def test_a_pod_has_an_address_of_its_own_once_it_has_one(address: str, endpoint:
     facts = facts_of(pod(podIP=address))
     assert facts is not None
     assert facts.endpoint == endpoint
-
-
-@pytest.mark.parametrize(
-    ("ports", "port"),
-    [
-        pytest.param([[{"containerPort": 9090}, {"containerPort": 8000, "name": "http"}]], 8000, id="one called http"),
-        pytest.param([[{"containerPort": 9090}, {"containerPort": 80}]], 80, id="one of the Service's number"),
-        pytest.param([[], [{"containerPort": 8000, "name": "api"}, {"containerPort": 9090}]], 8000, id="the first"),
-        pytest.param([[{"containerPort": 53, "protocol": "UDP"}]], 80, id="the Service's, if none takes TCP"),
-        pytest.param([[]], 80, id="the Service's, if none is declared"),
-    ],
-)
-def test_the_port_of_the_engine_is(ports: list[list[Json]], port: int) -> None:
-    assert engine_port({"containers": [{"name": "c", "ports": declared} for declared in ports]}, 80) == port
 
 
 def condition(message: str, kind: str = "ReplicaFailure", status: str = "True") -> Json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
+from vllm_chill.core.engine_port import engine_port
 from vllm_chill.core.objects import digest
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
@@ -111,23 +112,6 @@ def _is_of(pod: Json, target: TargetRef, revision: str) -> bool:
             return True
     owners: list[Json] = pod.get("ownerReferences") or []
     return any(each.get("controller") and (each["kind"], each["name"]) == owner for each in owners)
-
-
-def engine_port(spec: Json, service_port: int) -> int:
-    """The port that a pod's engine listens on, as its spec tells; Services need not be read for it.
-
-    The first container port that is called http, as in deploy/example; else one of the Service's own number; else
-    the first that is declared; and if none is, the Service's.
-    """
-    ports: list[Json] = [
-        port
-        for container in spec.get("containers") or []
-        for port in container.get("ports") or []
-        if port.get("protocol", "TCP") == "TCP"
-    ]
-    called_http = [port["containerPort"] for port in ports if port.get("name") == "http"]
-    numbers = [port["containerPort"] for port in ports]
-    return int(next(iter(called_http or [n for n in numbers if n == service_port] or numbers), service_port))
 
 
 def _container(status: Json, *, init: bool) -> ContainerFacts:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime
 from contextlib import aclosing
-from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
-from vllm_chill.core.objects import Collection, digest, metadata, only_metadata
+from vllm_chill.core.objects import Collection, digest, metadata
 from vllm_chill.core.phrases import timestamp
 from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
@@ -33,10 +33,11 @@ class KubernetesObjects:
         self._pace = pace or Pace()
 
     async def watch(self, collection: Collection, observer: ObjectsObserver) -> None:
-        only = collection.metadata_only
-        keep = partial(only_metadata, collection=collection) if only else _without_managers
-        objects = ListWatch(self._api, path_of(collection), {}, keep, self._pace, metadata_only=only)
-        told: dict[str, Json] | None = None
+        objects: ListWatch[Any] = ListWatch(
+            self._api, path_of(collection), {}, lambda item: collection.kept(_without_managers(item)), self._pace,
+            metadata_only=collection.metadata_only, key=collection.key,
+        )  # fmt: skip
+        told: dict[str, Any] | None = None
         async with aclosing(objects.steps()) as steps:
             async for step in steps:
                 match step:
@@ -50,6 +51,9 @@ class KubernetesObjects:
 
     async def get(self, collection: Collection, name: str) -> Json | None:
         return await self._call_one("GET", collection, name)
+
+    async def get_scale(self, collection: Collection, name: str) -> Json | None:
+        return await self._call_one("GET", collection, name, part="/scale")
 
     async def apply(self, collection: Collection, item: Json, *, dry_run: bool = False) -> Json:
         query = {"fieldManager": MANAGER, "force": "true", **({"dryRun": "All"} if dry_run else {})}

@@ -32,7 +32,7 @@ _QUICK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(Generic[T]):
-    """All objects by name, as of `version`: every write up to it is in here. A view: it is good until the next step."""
+    """All objects by their key, as of `version`: every write up to it is in here. A view: good until the next step."""
 
     objects: Mapping[str, T]
     version: int
@@ -73,8 +73,9 @@ class _Ended(Exception):
 
 
 class ListWatch(Generic[T]):
-    """One collection. `parse` keeps of an object what is needed, or None to leave the object out. `metadata_only`: the
-    server is asked for objects' metadata, and leaves out the rest if it can.
+    """One collection. `parse` keeps of an object what is needed, or None to leave the object out; `key` is what it is
+    called by, in all of the collection. `metadata_only`: the server is asked for objects' metadata, and leaves out the
+    rest if it can.
 
     Invariant: `_objects` is the collection as of `_version`. One iteration at a time.
     """
@@ -88,12 +89,14 @@ class ListWatch(Generic[T]):
         pace: Pace | None = None,
         *,
         metadata_only: bool = False,
+        key: Callable[[Json], str] = lambda item: str(item["metadata"]["name"]),
     ) -> None:
         self._api = api
         self._path = path
         self._query = dict(query)
         self._parse = parse
         self._metadata_only = metadata_only
+        self._key = key
         self._pace = pace or Pace()
         self._objects: dict[str, T] = {}
         self._version = "0"
@@ -213,17 +216,17 @@ class ListWatch(Generic[T]):
             case "BOOKMARK":
                 return False
             case "DELETED":
-                self._objects.pop(item["metadata"]["name"], None)
+                self._objects.pop(self._key(item), None)
             case _:
                 self._keep(self._objects, item)
         return True
 
     def _keep(self, objects: dict[str, T], item: Json) -> None:
-        name, parsed = item["metadata"]["name"], self._parse(item)
+        key, parsed = self._key(item), self._parse(item)
         if parsed is None:
-            objects.pop(name, None)
+            objects.pop(key, None)
         else:
-            objects[name] = parsed
+            objects[key] = parsed
 
     def _snapshot(self) -> Snapshot[T]:
         return Snapshot(MappingProxyType(self._objects), int(self._version))
