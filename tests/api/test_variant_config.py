@@ -222,6 +222,10 @@ class TestSaturation:
             "it does not count"
         )
 
+    def test_a_key_without_a_value_is_one_that_is_left_out(self) -> None:
+        assert config(saturation={"default": "kvCacheThreshold:\nhysteresis: 0.2\n"}).kv_cache_threshold == 0.8
+        assert read(classes={"a": "{priority: 1, data: }"}).priority_of(SPACE, MODEL) == 100
+
     def test_an_entry_that_says_nothing_changes_nothing(self) -> None:
         assert config(saturation={"default": "", "a": f"model_id: {MODEL}"}) == DEFAULT
 

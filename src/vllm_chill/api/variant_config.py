@@ -21,7 +21,7 @@ from vllm_chill.api.controller_config import (
     everybody,
     resolved,
 )
-from vllm_chill.api.resource import problems_of, unknown_fields
+from vllm_chill.api.resource import problems_of, unknown_fields, without_nulls
 from vllm_chill.api.spec_parts import Part, fields_of
 from vllm_chill.api.variant_entries import (
     ClassEntry,
@@ -207,7 +207,7 @@ def _instead(kept: bool) -> str:
 
 def _given(key: str, text: str, kind: type[Part]) -> Mapping[str, Any]:
     """What a key stands for: a mapping of the fields of `kind`. Raises ValueError with a clause."""
-    match plain_value(text):
+    match without_nulls(plain_value(text)):
         case None:
             return {}
         case dict() as given:
