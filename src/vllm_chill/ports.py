@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from vllm_chill.core.access import Access
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.core.gpu import GpuReading
@@ -126,6 +127,16 @@ class LeaseStore(Protocol):
 
     async def update(self, stored: StoredLease, record: Record) -> StoredLease:
         """Have the Lease say this; what else is in it stays. Raises BackendConflict if it is another by now."""
+
+
+class Authorizer(Protocol):
+    """Who knows whose a token is, and what they may read."""
+
+    async def may_get(self, token: str, path: str) -> Access:
+        """Whether whoever has this token may GET this path of ours. It may be cancelled, and may answer from memory.
+
+        Raises BackendUnavailable (try again later) or BackendRefused (no use), neither with the token in its message.
+        """
 
 
 class CatalogueObserver(Protocol):
