@@ -26,6 +26,7 @@ In front of the Deployment ai-apps/vllm and its Service vllm-svc:
 
 _COMMANDS = {
     "serve": "serve:serve",
+    "controller": "controller:controller",
     "status": "status:status",
     "models": "models:models",
     "switch": "models:switch",

@@ -83,6 +83,11 @@ class ScaledKinds:
         """Why a target cannot be scaled, a sentence without a full stop; None if it can, or nobody has looked yet."""
         return self._failures.get(target)
 
+    def resource(self, target: Named) -> Resource | None:
+        """The kind of a wanted target; None while it is not known."""
+        known = (one for one in self._watches if (one.api_version, one.kind) == target[:2])
+        return next(known, None)
+
     async def _look(self, key: str) -> float | None:
         target = self._wanted.get(key)
         if target is None:

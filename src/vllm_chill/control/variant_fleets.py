@@ -6,19 +6,17 @@ remembered: how much a replica of a variant takes on, since when a model is seen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from vllm_chill.api.variant_config import ControllerConfig
+from vllm_chill.api.controller_config import ControllerConfig
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.variant_sources import VariantSource
 from vllm_chill.core.saturation.fleet import Fleet, Variant
 from vllm_chill.core.saturation.places import PodPlace
 from vllm_chill.core.saturation.spec import VariantSpec
 from vllm_chill.core.saturation.targets import TargetFacts
-
-_DEFAULT_COST = 10.0
 
 Held = Callable[[str, VariantSpec], float | None]
 """How many requests wait for a target in this very process, by its namespace; None where it is not served here."""
@@ -74,7 +72,7 @@ class Fleets:
         """What is known of a model, of which these are the variants whose targets are there."""
         now = self._now()
         life = self._lives.setdefault(model, _Life(now))
-        variants = self._weighed(members, [self._variant(member, configs.costs) for member in members])
+        variants = self._weighed(members, [self._variant(member, configs) for member in members])
         at_zero = not any(variant.replicas for variant in variants)
         if life.was_at_zero and not at_zero:
             life.woken_at = now
@@ -88,26 +86,23 @@ class Fleets:
             held=held,
             active_at=now if held else max((at for at in active if at is not None), default=life.seen_at),
             woken_at=life.seen_at if life.woken_at is None else life.woken_at,
-            zero=configs.zero_for(namespace, model_id, [member.spec for member in members]),
+            zero=configs.zero_for(namespace, model_id, *(member.spec for member in members)),
             priority=configs.priority_of(namespace, model_id),
         )
 
-    def _variant(self, member: Member, costs: Mapping[str, float]) -> Variant:
+    def _variant(self, member: Member, configs: ControllerConfig) -> Variant:
         spec, target = member.spec, member.target
         assert target is not None
-        accelerator, gpus = accelerator_of(spec, target), target.gpus
-        cost = spec.cost
-        if cost is None:
-            cost = costs[accelerator] * gpus if accelerator in costs else _DEFAULT_COST
+        accelerator = accelerator_of(spec, target)
         return Variant(
             key=spec.name,
-            cost=cost,
+            cost=configs.cost_of(spec, accelerator, target.gpus),
             accelerator=accelerator,
             replicas=target.replicas,
             ready=len(member.ready),
             min_replicas=spec.min_replicas,
             max_replicas=spec.max_replicas,
-            gpus=gpus,
+            gpus=target.gpus,
             loads=self._loads.loads(spec.namespace, member.ready),
         )
 
@@ -123,9 +118,7 @@ class Fleets:
         if len(known) < len(members) or not known:
             return tuple(variants)
         least = min(known)
-        return tuple(
-            replace(variant, capacity=tokens / least) for variant, tokens in zip(variants, known, strict=True)
-        )
+        return tuple(replace(variant, capacity=tokens / least) for variant, tokens in zip(variants, known, strict=True))
 
     def _held(self, namespace: str, model_id: str, members: Iterable[Member]) -> float | None:
         found = [self._loads.held(model_id)]

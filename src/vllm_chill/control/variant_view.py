@@ -20,7 +20,7 @@ from vllm_chill.core.saturation.gpus import NodeSeen, free, node_seen
 from vllm_chill.core.saturation.index import Key, TargetIndex, set_seen
 from vllm_chill.core.saturation.targets import PodSeen, TargetFacts, WorkloadSeen, pod_seen, target_facts, workload_seen
 from vllm_chill.core.selectors import selector
-from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS
+from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Resource
 from vllm_chill.ports import Kinds, ObjectStore
 
 _SETTLE_SECONDS = 0.1  # what changes together is told together
@@ -98,6 +98,11 @@ class VariantView:
     def failure(self, target: Named) -> str | None:
         """Why a target of another kind cannot be followed, a sentence without a full stop; None if it can."""
         return self._others.failure(target)
+
+    def resource(self, target: Named) -> Resource | None:
+        """The kind of a wanted target; None while it is not known."""
+        own = (kind for kind in (DEPLOYMENTS, STATEFUL_SETS) if (kind.api_version, kind.kind) == target[:2])
+        return next(own, None) or self._others.resource(target)
 
     def target(self, namespace: str, kind: str, name: str) -> TargetFacts | None:
         """What a target is now; None if it is not there."""

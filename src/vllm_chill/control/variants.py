@@ -18,6 +18,7 @@ import structlog
 
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.reconciler import Reconciler, Rhythm
+from vllm_chill.control.scaled_kinds import Named
 from vllm_chill.control.variant_configs import VariantConfigs
 from vllm_chill.control.variant_fleets import Fleets, Held, Member
 from vllm_chill.control.variant_reports import VariantReports
@@ -31,7 +32,8 @@ from vllm_chill.core.saturation.fleet import Fleet, Variant
 from vllm_chill.core.saturation.limit import limit
 from vllm_chill.core.saturation.places import PodPlace
 from vllm_chill.core.saturation.report import Facts
-from vllm_chill.core.target import Resource, TargetRef
+from vllm_chill.core.saturation.spec import VariantSpec
+from vllm_chill.core.target import TargetRef
 from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 from vllm_chill.telemetry.variant_metrics import ControllerMetrics, VariantFigures
@@ -144,7 +146,7 @@ class Variants:
         for key in self._sources.take(objects):
             self._variant_changed(key)
         self._configs.follow({source.namespace for source in self._sources.values()})
-        self._view.follow((one.namespace, one.good.target) for one in self._sources.values() if one.good is not None)
+        self._view.want(named(one.good) for one in self._sources.values() if one.good is not None)
 
     def lost(self, cause: str) -> None:
         """Take that the variants cannot be seen at present; those that were seen are looked after as they were."""
@@ -171,10 +173,9 @@ class Variants:
             if target is not None and (source.namespace, target.kind, target.name) == (namespace, kind, name):
                 self._work.add(model)
 
-    def _config_changed(self, namespace: str | None) -> None:
+    def _config_changed(self) -> None:
         for model in set(self._model_of.values()):
-            if namespace is None or model.startswith(f"{namespace}|"):
-                self._work.add(model)
+            self._work.add(model)
 
     def _forget(self, key: str) -> None:
         self._metrics.variants.forget(key)
@@ -202,7 +203,7 @@ class Variants:
             self._models.pop(model, None)
             self._fleets.forget(model)
             return math.inf
-        if not self._view.synced:
+        if not (self._view.known and self._configs.synced):
             return _UNSEEN_SECONDS  # a target that is not seen yet is not one that is gone
         await self._loads.collect(namespace, _pods(members))
         fleet = self._decide_on(model, namespace, model_id)
@@ -228,7 +229,9 @@ class Variants:
         rivals = (
             other
             for other in self._sources.values()
-            if other.namespace == source.namespace and other.good is not None and other.good.target == source.good.target
+            if other.namespace == source.namespace
+            and other.good is not None
+            and other.good.target == source.good.target
         )
         first = min(rivals, key=lambda each: (each.created, each.key))
         return None if first is source else first.name
@@ -251,7 +254,7 @@ class Variants:
     def _decided(
         self, key: str, namespace: str, model_id: str, members: Sequence[Member]
     ) -> tuple[Fleet, ModelDecision]:
-        now, configs = self._now(), self._configs.of(namespace)
+        now, configs = self._now(), self._configs.config
         model = self._models.get(key)
         if model is None:
             model = self._models[key] = _Model(self._restored(members, now))
@@ -331,7 +334,7 @@ class Variants:
         resolved = member.target is not None
         facts = Facts(
             problems=member.source.problems, spec=member.spec, resolved=resolved, taken_by=member.taken_by,
-            trouble=self._view.trouble or "",
+            trouble=self._view.failure(named(member.spec)) or "",
         )  # fmt: skip
         self._reports.report(member.source, facts)
 
@@ -339,11 +342,13 @@ class Variants:
         key, target = member.source.key, member.target
         assert target is not None
         direct = self._options.direct if member.spec.direct is None else member.spec.direct
-        ref = TargetRef(member.source.namespace, target.name, target.resource)
-        if not direct or self._direct.get(key, ref) != ref:
+        resource = self._view.resource(named(member.spec))
+        if not direct or resource is None:
             self._leave(key)
-        if not direct:
-            return None
+            return None if not direct else "its kind is being looked for"
+        ref = TargetRef(member.source.namespace, target.name, resource)
+        if self._direct.get(key, ref) != ref:
+            self._leave(key)
         self._direct[key] = ref
         return self._actuator.have(ref, replicas)
 
@@ -356,6 +361,11 @@ class Variants:
         if self._complained.get(model) != error.message:
             self._complained[model] = error.message
             self._log.warning("model not looked after", model=model, cause=error.message, again_in=round(pause, 1))
+
+
+def named(spec: VariantSpec) -> Named:
+    """A variant's target, as it is looked for."""
+    return Named(spec.target.api_version, spec.target.kind, spec.namespace, spec.target.name)
 
 
 def _of(member: Member, fleet: Fleet | None) -> Variant | None:

@@ -1,0 +1,269 @@
+"""The controller of variants, from its settings to its orderly end; and what of it runs within a proxy too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from ssl import SSLContext
+from typing import Any
+
+import structlog
+from prometheus_client import generate_latest
+
+from vllm_chill.adapters.engine_loads import EngineLoads
+from vllm_chill.adapters.kubernetes.client import ApiClient, connect
+from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
+from vllm_chill.adapters.kubernetes.leases import KubernetesLease
+from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
+from vllm_chill.adapters.kubernetes.reviews import KubernetesReviews
+from vllm_chill.adapters.prometheus import Prometheus
+from vllm_chill.adapters.prometheus_access import PrometheusAccess
+from vllm_chill.adapters.prometheus_loads import PrometheusLoads
+from vllm_chill.adapters.serving_certificate import from_files, self_signed
+from vllm_chill.adapters.vllm import EngineScraper
+from vllm_chill.api.controller_config import ControllerConfig
+from vllm_chill.api.variant_entries import MainSettings
+from vllm_chill.control.controller import ScaleController
+from vllm_chill.control.direct import DirectTargets, MadeTarget
+from vllm_chill.control.election import Election, new_identity
+from vllm_chill.control.loads import LoadCollector
+from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.control.unserved import UnservedBackend, unserved
+from vllm_chill.control.variant_configs import VariantConfigs
+from vllm_chill.control.variant_fleets import Held
+from vllm_chill.control.variant_view import VariantView
+from vllm_chill.control.variants import Actuator, VariantOptions, Variants
+from vllm_chill.core.catalogue import SERVICE_PORT
+from vllm_chill.core.election import Terms
+from vllm_chill.core.listening import ListenAddress, parse_listen_address
+from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
+from vllm_chill.errors import SettingError
+from vllm_chill.ports import LoadSource
+from vllm_chill.settings.controller import ControllerSettings
+from vllm_chill.telemetry.variant_metrics import ControllerMetrics
+from vllm_chill.web.controller_server import ControllerServer
+
+_TTL_SECONDS = 30.0
+_IDLE_SECONDS, _START_SECONDS, _DRAIN_SECONDS = 300.0, 1800.0, 0.0
+
+
+def run(
+    settings: ControllerSettings, version: str, *, listening: Callable[[str, str, int], None] | None = None
+) -> None:
+    """`control` on an event loop of its own."""
+    with asyncio.Runner() as runner:
+        runner.run(control(settings, version, listening=listening))
+
+
+async def control(
+    settings: ControllerSettings, version: str, *, listening: Callable[[str, str, int], None] | None = None
+) -> None:
+    """Run the controller until SIGTERM or SIGINT. Logging is configured by the caller.
+
+    `listening` is told what listens where, once it does: metrics and probes. Raises SettingError for what cannot work.
+    """
+    log = structlog.get_logger("vllm_chill")
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    metrics = ControllerMetrics(version, settings.controller_instance)
+    async with contextlib.AsyncExitStack() as stack:
+        api = await stack.enter_async_context(connect(settings.kubeconfig, timed=metrics.called))
+        source = await stack.enter_async_context(open_source(settings))
+        serving = ControllerServer(
+            lambda: generate_latest(metrics.registry),
+            lambda: True,
+            KubernetesReviews(api) if settings.metrics_secure else None,
+        )
+        stack.push_async_callback(serving.close)
+        await _listen(serving, settings, listening)
+
+        async def lead() -> None:
+            direct = DirectTargets(lambda ref: _target(api, ref))
+            variants = variants_of(settings, api, source, metrics, actuator=direct)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(direct.run())
+                tasks.create_task(variants.run())
+
+        working = asyncio.create_task(_led(settings, api, metrics, lead))
+        log.info("controlling variants", namespace=settings.watch_namespace or "all", version=version)
+        ending = asyncio.create_task(stopped.wait())
+        await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        working.cancel()
+        await asyncio.wait([working])
+        if not working.cancelled():
+            working.result()
+        log.info("ended")
+
+
+async def _led(
+    settings: ControllerSettings,
+    api: ApiClient,
+    metrics: ControllerMetrics,
+    lead: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """Run `lead` while this process leads, or at once where nobody else does."""
+    if not settings.leader_elect:
+        metrics.leads(True)
+        await lead()
+        return
+    terms = Terms(
+        settings.leader_election_lease_duration.total_seconds(),
+        settings.leader_election_renew_deadline.total_seconds(),
+        settings.leader_election_retry_period.total_seconds(),
+    )
+    lease = KubernetesLease(api, settings.controller_namespace, settings.leader_election_id)
+    # What has not ended by then could decide beside the next leader.
+    await Election(lease, new_identity(), terms, changed=metrics.leads, overdue=lambda: os._exit(1)).run(lead)
+
+
+def variants_of(
+    settings: ControllerSettings,
+    api: ApiClient,
+    source: LoadSource,
+    metrics: ControllerMetrics,
+    *,
+    actuator: Actuator | None = None,
+    held_here: Held = lambda *_: None,
+) -> Variants:
+    """What looks after the variants, with all that it sees and is told by. Raises SettingError."""
+    namespace = settings.watch_namespace or None
+    store = KubernetesObjects(api)
+    now = asyncio.get_running_loop().time
+    try:
+        view = VariantView(store, KubernetesKinds(api), namespace, node_selector=settings.node_selector)
+    except ValueError as error:
+        raise SettingError(f"--node-selector: {error}") from None
+
+    def unasked(namespace: str, pod: str) -> None:
+        view.owner_of(namespace, pod)  # it counts those that are nobody's
+
+    interval = settings.interval.total_seconds()
+    loads = LoadCollector(source, now=now, ttl_seconds=min(_TTL_SECONDS, interval / 2), unasked=unasked)
+    base = ControllerConfig(MainSettings(scale_to_zero=settings.scale_to_zero, limited_mode=settings.limited_mode))
+    options = VariantOptions(
+        namespace,
+        settings.controller_instance,
+        interval,
+        settings.max_concurrent_reconciles,
+        settings.actuation == "direct",
+    )
+    configs = VariantConfigs(store, settings.controller_namespace, base)
+    return Variants(
+        store,
+        view,
+        loads,
+        configs,
+        metrics,
+        options=options,
+        wall=lambda: datetime.now(UTC),
+        actuator=actuator,
+        held_here=held_here,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_source(settings: ControllerSettings) -> AsyncIterator[LoadSource]:
+    """Where the load of replicas comes from. Raises SettingError."""
+    url = settings.prometheus_base_url
+    if settings.metrics_source == "prometheus" and not url:
+        raise SettingError("--metrics-source prometheus: give its address with --prometheus-base-url too")
+    async with contextlib.AsyncExitStack() as stack:
+        if url and settings.metrics_source != "pods":
+            prometheus = await stack.enter_async_context(Prometheus(_access(settings)))
+            yield PrometheusLoads(prometheus)
+            return
+        scraper = await stack.enter_async_context(EngineScraper())
+        urls = [one.strip() for one in settings.demand_urls.split(",") if one.strip()]
+        token = _token(settings.demand_token_path)
+        yield await stack.enter_async_context(EngineLoads(scraper.scrape, held_urls=urls, token=token))
+
+
+def _access(settings: ControllerSettings) -> PrometheusAccess:
+    def path(text: str) -> Path | None:
+        return Path(text) if text else None
+
+    return PrometheusAccess(
+        settings.prometheus_base_url,
+        token=settings.prometheus_bearer_token or None,
+        token_file=path(settings.prometheus_token_path),
+        ca_file=path(settings.prometheus_ca_cert_path),
+        certificate_file=path(settings.prometheus_client_cert_path),
+        key_file=path(settings.prometheus_client_key_path),
+        server_name=settings.prometheus_server_name or None,
+        insecure_skip_verify=settings.prometheus_tls_insecure_skip_verify,
+    )
+
+
+def _token(path: str) -> str | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise SettingError(f"--demand-token-path: {path} cannot be read: {error}") from None
+
+
+async def _listen(
+    serving: ControllerServer, settings: ControllerSettings, listening: Callable[[str, str, int], None] | None
+) -> None:
+    found = []
+    metrics_at = _address("--metrics-bind-address", settings.metrics_bind_address)
+    if metrics_at is not None:
+        tls = _tls(settings, metrics_at) if settings.metrics_secure else None
+        found += [("metrics", *at) for at in await serving.serve_metrics(metrics_at, tls)]
+    probes_at = _address("--health-probe-bind-address", settings.health_probe_bind_address)
+    if probes_at is not None:
+        found += [("probes", *at) for at in await serving.serve_probes(probes_at)]
+    for what, host, port in found:
+        structlog.get_logger("vllm_chill").info("listening", what=what, host=host, port=port)
+        if listening is not None:
+            listening(what, host, port)
+
+
+def _address(flag: str, text: str) -> ListenAddress | None:
+    try:
+        return parse_listen_address(text)
+    except ValueError as error:
+        raise SettingError(f"{flag}: {error}") from None
+
+
+def _tls(settings: ControllerSettings, address: ListenAddress) -> SSLContext:
+    folder = settings.metrics_cert_path
+    if not folder:
+        return self_signed(address.host or "localhost")
+    return from_files(Path(folder, settings.metrics_cert_name), Path(folder, settings.metrics_cert_key))
+
+
+def _target(api: ApiClient, ref: TargetRef) -> MadeTarget:
+    """What scales a target directly, without being in the way of its requests."""
+    backend = UnservedBackend(
+        KubernetesBackend(api, Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)), to_zero=True
+    )
+    limits = unserved(Limits(_IDLE_SECONDS, _START_SECONDS, drain_seconds=_DRAIN_SECONDS))
+    controller = ScaleController(ref, limits, ProbingBackend(backend, None, direct=True), _Scales())
+    return MadeTarget(controller, controller.run)
+
+
+class _Scales:
+    """ports.Recorder of what is written; decisions have told the rest."""
+
+    def changed(self, before: Target, after: Target, now: float) -> None: ...
+    def progressed(self, target: Target, now: float) -> None: ...
+    def answered(self, now: float) -> None: ...
+    def departed(self, endpoint: Endpoint) -> None: ...
+    def held(self, seconds: float) -> None: ...
+
+    def scaled(self, target: Target, replicas: int, error: str | None) -> None:
+        log = structlog.get_logger("vllm_chill.variants")
+        if error is None:
+            log.info("scaled", target=str(target.ref), replicas=replicas)
+        else:
+            log.warning("scaling failed", target=str(target.ref), replicas=replicas, cause=error)
