@@ -74,11 +74,11 @@ async def test_when_nothing_can_be_asked_it_says_so() -> None:
             await PrometheusLoads(prometheus).read("ai-apps", [PodPlace("vllm-a")])
 
 
-async def test_a_namespace_is_eight_queries_whatever_the_number_of_its_pods() -> None:
+async def test_a_namespace_is_nine_queries_whatever_the_number_of_its_pods() -> None:
     api = Api({}, set())
     async with listening(api) as port, Prometheus(f"http://127.0.0.1:{port}") as prometheus:
         found = await PrometheusLoads(prometheus).read("ai-apps", [PodPlace(f"vllm-{i}") for i in range(100)])
-    assert len(api.asked) == 8
+    assert len(api.asked) == 9
     assert len(found.failures) == 100
 
 
@@ -93,16 +93,16 @@ async def test_who_asks_about_the_same_namespace_at_about_the_same_time_shares_a
         # What the first has begun is not the others' to lose.
         first.cancel()
         assert [[*reading.failures] for reading in await found] == [[f"vllm-{i}"] for i in range(5)]
-        assert len(set(api.asked)) == 8
+        assert len(set(api.asked)) == 9
         before = len(api.asked)
         await loads.read("ai-apps", asked[0])
         assert len(api.asked) == before
         await loads.read("elsewhere", asked[0])
-        assert len(api.asked) == before + 8
+        assert len(api.asked) == before + 9
         anew = PrometheusLoads(prometheus, kept_seconds=0)
         for _ in range(2):
             await anew.read("ai-apps", asked[0])
-        assert len(api.asked) == before + 24
+        assert len(api.asked) == before + 27
 
 
 class Pages:
@@ -111,7 +111,15 @@ class Pages:
     ended = 100
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        pages = {"/new": self.new, "/old": OLD, "/far": FAR, "/gateway": GATEWAY, "/epp": EPP, "/proxy": PROXY}
+        pages = {
+            "/new": self.new,
+            "/old": OLD,
+            "/far": FAR,
+            "/gateway": GATEWAY,
+            "/epp": EPP,
+            "/proxy": PROXY,
+            "/dcgm": DCGM,
+        }
         return web.Response(text=pages[request.path])
 
     @property
@@ -152,6 +160,13 @@ inference_extension_flow_control_queue_size{fairness_id="a",priority="0",model_n
 inference_extension_flow_control_queue_size{fairness_id="b",priority="0",model_name="chat",target_model_name="org/m"} 3
 inference_extension_flow_control_queue_size{fairness_id="a",priority="0",model_name="org/n",target_model_name=""} 1
 """
+DCGM = """\
+DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-0",namespace="ai-apps",pod="vllm-new"} 1000
+DCGM_FI_DEV_FB_USED{gpu="1",UUID="GPU-1",namespace="ai-apps",pod="vllm-new"} 2000
+DCGM_FI_DEV_FB_FREE{gpu="0",UUID="GPU-0",namespace="ai-apps",pod="vllm-new"} 500
+DCGM_FI_DEV_FB_FREE{gpu="1",UUID="GPU-1",namespace="ai-apps",pod="vllm-new"} 600
+DCGM_FI_DEV_FB_USED{gpu="2",UUID="GPU-2",namespace="ai-apps",pod="notebook"} 600
+"""
 PROXY = """\
 vllm_chill_requests_waiting{target="ai-apps/vllm"} 5
 vllm_chill_requests_waiting{target="StatefulSet ai-apps/big"} 1
@@ -180,6 +195,7 @@ async def scraped(folder: Path, pages: Pages, web_config: Mapping[str, Any] | No
                 job("far", far, "/far", "127.0.0.2", namespace="ai-apps"),
                 job("gateway", port, "/gateway", namespace="monitoring", pod="gateway"),
                 job("epp", port, "/epp", namespace="ai-apps", pod="epp"),
+                job("dcgm", port, "/dcgm", namespace="gpus", pod="dcgm-exporter"),
                 job("proxy", port, "/proxy", namespace="chill", pod="chill"),
                 job("elsewhere", port, "/new", namespace="elsewhere", pod="vllm-old"),
             ],
@@ -221,7 +237,7 @@ async def test_a_real_prometheus_tells_the_load_of_each_pod(tmp_path: Path) -> N
         found = await eventually(loads, whole)
         assert found.failures.keys() == {"vllm-starting"}
         assert found.loads == {
-            "vllm-new": EngineLoad(0.75, 7, 12, 207, 0, 24000),
+            "vllm-new": EngineLoad(0.75, 7, 12, 207, 0, 24000, 3000, 1100),
             "vllm-old": EngineLoad(kv=0.5, running=1),
             "vllm-far": EngineLoad(kv=0.4),
             "vllm-behind": EngineLoad(queue=6),

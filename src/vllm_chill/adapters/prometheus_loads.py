@@ -15,7 +15,7 @@ _KEPT_SECONDS = 3.0
 
 
 class PrometheusLoads:
-    """ports.LoadSource: a namespace is eight queries, whatever the number of its pods and models.
+    """ports.LoadSource: a namespace is nine queries, whatever the number of its pods and models.
 
     They are asked at the same time, as far as the Prometheus is asked several things at a time. Those of one namespace
     are asked no more than once within `kept_seconds`, so models that are looked at one after another share an answer.

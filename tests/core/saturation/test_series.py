@@ -149,6 +149,29 @@ def test_an_engine_that_is_found_by_its_address_alone_counts_with_those_that_are
     assert load({Figure.QUEUE: [named, found._replace(value=math.nan)]}).queue is None
 
 
+def test_the_memory_of_a_pods_gpus_is_summed_and_is_no_engines_word() -> None:
+    def gpu(metric: str, value: float, **labels: str) -> Series:
+        return series(value, __name__=f"DCGM_FI_DEV_FB_{metric}", Hostname="node", **labels)
+
+    memory = [
+        gpu("USED", 1000, UUID="a", exported_pod="vllm-a", pod="exporter"),
+        gpu("USED", 1000, UUID="a", exported_pod="vllm-a", pod="exporter", job="again"),
+        gpu("USED", 200, UUID="b", exported_pod="vllm-a", pod="exporter"),
+        gpu("FREE", 30, UUID="a", pod="vllm-a"),
+        gpu("FREE", 1 << 63, UUID="f", pod="vllm-c"),
+        gpu("FREE", 10, UUID="g", pod="vllm-c"),
+        gpu("USED", 5, UUID="c", pod="vllm-b"),
+        gpu("USED", 5, UUID="d", instance="10.0.0.1:9400"),
+        gpu("USED", 5, UUID="e", pod="notebook"),
+    ]
+    found = reading([A, B], {Figure.KV: [series(0.5, pod=f"vllm-{n}") for n in "ac"], Figure.GPU_MEMORY: memory})
+    assert found.loads == {
+        "vllm-a": EngineLoad(kv=0.5, gpu_memory_used_mb=1200, gpu_memory_free_mb=30),
+        "vllm-c": EngineLoad(kv=0.5),
+    }
+    assert found.failures.keys() == {"vllm-b"}
+
+
 def test_requests_are_held_for_the_model_that_they_go_to() -> None:
     def queue(value: float, model: str, target: str, **more: str) -> Series:
         return series(value, model_name=model, target_model_name=target, inference_pool="p", **more)

@@ -32,6 +32,9 @@ class EngineLoad:
     successes: float | None = None
     rate: float | None = None
     cache_tokens: float | None = None
+    gpu_memory_used_mb: float | None = None
+    """MiB of the memory of its pod's GPUs, from a source that knows; and those that are free."""
+    gpu_memory_free_mb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from vllm_chill.core.saturation.places import EngineLoad, LoadReading, PodPlace
@@ -36,6 +37,7 @@ class Figure(enum.StrEnum):
     SUCCESSES = "answered requests"
     RATE = "request rate"
     CACHE = "KV cache size"
+    GPU_MEMORY = "GPU memory"
     HELD = "requests held by endpoint pickers"
     HELD_BY_TARGET = "requests held by proxies"
 
@@ -47,6 +49,7 @@ Owner = TypeVar("Owner", bound=Hashable)
 # vLLM's own labels, and the address of whoever has a page of his own; the others are of who scraped it.
 _ENGINE = ("exported_instance", "instance", "engine", "model_name")
 _RESULT = (*_ENGINE, "finished_reason")
+_GPU = ("exported_instance", "instance", "Hostname", "UUID", "gpu", "GPU_I_ID")
 _WAITING = (
     *("exported_instance", "instance", "fairness_id", "priority"),
     *("inference_pool", "model_name", "target_model_name"),
@@ -57,6 +60,9 @@ _PROXY = ("exported_instance", "instance", "target")
 _POD_LABELS = ("exported_pod", "pod", "pod_name", "kubernetes_pod_name")
 _INSTANCE_LABELS = ("exported_instance", "instance")
 _CACHE_LABELS = ", ".join((*_POD_LABELS, *_INSTANCE_LABELS, "engine", "num_gpu_blocks", "block_size"))
+
+_BLANK = 1 << 40
+_USED, _FREE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE"
 
 _PEAK = "max_over_time({}[1m])"
 _RATE = "rate({}[5m])"
@@ -77,6 +83,8 @@ def expressions(namespace: str) -> dict[Figure, str]:
         Figure.RATE: _in(namespace, _RATE, "vllm:request_success_total"),
         # A series of this one has some fifty labels, and these are all that is read of it.
         Figure.CACHE: f"max by ({_CACHE_LABELS}) ({_in(namespace, '{}', 'vllm:cache_config_info')})",
+        # No metric of vLLM's: a DCGM exporter says it of the pods that have GPUs, where there is one.
+        Figure.GPU_MEMORY: " or ".join(f'{{__name__=~"{_USED}|{_FREE}",{one}}}' for one in _selectors(namespace)),
         Figure.HELD: _in(namespace, "{}", "inference_extension_flow_control_queue_size"),
         # A proxy says itself whose callers it holds, and need not be in their namespace.
         Figure.HELD_BY_TARGET: f"vllm_chill_requests_waiting{{target=~{quoted(held)}}}",
@@ -92,12 +100,16 @@ def _in(namespace: str, form: str, *names: str) -> str:
     """Each of these metrics in a namespace; of two names for the same, the first counts where a pod has both.
 
     `or` compares labels without the name, so both must be under a function that takes the name off, or be one name.
-    The label `namespace` may be that of whoever was scraped, such as a gateway or another Prometheus: then what the
+    """
+    return " or ".join(form.format(f"{name}{{{one}}}") for name in names for one in _selectors(namespace))
+
+
+def _selectors(namespace: str) -> tuple[str, str]:
+    """The label `namespace` may be that of whoever was scraped, such as a gateway or another Prometheus: then what the
     page itself said is `exported_namespace`, and counts alone.
     """
     ours = quoted(namespace)
-    selectors = (f"exported_namespace={ours}", f'namespace={ours},exported_namespace=""')
-    return " or ".join(form.format(f"{name}{{{selector}}}") for name in names for selector in selectors)
+    return f"exported_namespace={ours}", f'namespace={ours},exported_namespace=""'
 
 
 class Place(NamedTuple):
@@ -126,6 +138,11 @@ class Scraped:
             (math.fsum, _parts(told.get(Figure.RATE, ()), _place, _RESULT)),
             (math.fsum, _parts(sizes, _place, _ENGINE)),
         )
+        memory = [_read(one) for one in told.get(Figure.GPU_MEMORY, ())]
+        self._gpus = [
+            _sums(_parts([one for one in memory if one.labels.get("__name__") == name], _gpu_pod, _GPU))
+            for name in (_USED, _FREE)
+        ]
         # Mostly a place names one pod, whoever is asked about: then a question costs what its own pods do.
         places = {place for _, known in self._figures for place in known}
         self._unclear = [place for place in places if len(place.named) != 1]
@@ -154,7 +171,12 @@ class Scraped:
             pod: EngineLoad(*(_one(take, _merged(known, places)) for take, known in self._figures))
             for pod, places in found.items()
         }
-        return {pod: load for pod, load in loads.items() if load != _NOTHING}
+        used, free = self._gpus
+        return {
+            pod: replace(load, gpu_memory_used_mb=used.get(pod), gpu_memory_free_mb=free.get(pod))
+            for pod, load in loads.items()
+            if load != _NOTHING
+        }
 
 
 _NOTHING = EngineLoad()
@@ -192,6 +214,11 @@ def _place(series: Series) -> Place:
     if named:
         return Place(named)
     return Place((), next(filter(None, map(series.labels.get, _INSTANCE_LABELS)), ""))
+
+
+def _gpu_pod(series: Series) -> str | None:
+    # The address that was scraped is the exporter's.
+    return next(iter(_place(series).named), None)
 
 
 def _host(instance: str) -> str:
@@ -247,6 +274,11 @@ def _size(config: Series) -> Series:
     except (KeyError, ValueError):
         tokens = math.nan
     return config._replace(value=tokens)
+
+
+def _read(memory: Series) -> Series:
+    """What DCGM has no reading of is a number beyond all memory."""
+    return memory if 0 <= memory.value < _BLANK else memory._replace(value=math.nan)
 
 
 def _model(held: Series) -> str | None:
