@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
@@ -29,15 +32,21 @@ class Source:
     error: Exception | None = None
     asked: list[tuple[str, ...]] = field(default_factory=list)
     given_up: int = 0
+    asking: set[tuple[str, str]] = field(default_factory=set)
 
     async def read(self, namespace: str, pods: Sequence[PodPlace]) -> LoadReading:
         assert namespace in {"ns", "other"}
         self.asked.append(tuple(pod.name for pod in pods))
+        places = {(namespace, str(pod)) for pod in pods}
+        assert not self.asking & places
+        self.asking |= places
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
             self.given_up += 1
             raise
+        finally:
+            self.asking -= places
         if self.error is not None:
             raise self.error
         return self.reading
@@ -123,6 +132,39 @@ async def test_a_question_that_nobody_waits_for_is_given_up_and_may_be_asked_aga
     assert stage.source.given_up == 1
     await stage.collector.collect("ns", [A])
     assert stage.kv(A) == {"a": 0.5}
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_however_many_come_and_leave_no_pod_is_asked_twice_at_a_time_nor_too_often(
+    seed: int, stage: Stage
+) -> None:
+    chance, places = Random(seed), [PodPlace(str(i), Endpoint("10.0.0.1", i)) for i in range(6)]
+    stage.source.reading = LoadReading({place.name: LOAD for place in places}, failures={"5": "it is starting"})
+    begins = dict[tuple[str, str], list[float]]()
+    ask, clock = stage.source.read, asyncio.get_running_loop().time
+
+    async def read(namespace: str, pods: Sequence[PodPlace]) -> LoadReading:
+        begun = clock()
+        reading = await ask(namespace, pods)
+        for pod in pods:
+            begins.setdefault((namespace, pod.name), []).append(begun)
+        return reading
+
+    stage.source.read = read  # type: ignore[method-assign]
+
+    async def call() -> None:
+        await asyncio.sleep(chance.uniform(0, 200))
+        pods = chance.sample(places, chance.randint(0, 6))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(chance.choice([0.5, 10])):
+                await stage.collector.collect(chance.choice(["ns", "other"]), pods)
+
+    await asyncio.gather(*(call() for _ in range(200)))
+    assert not stage.source.asking
+    assert stage.source.given_up > 0
+    for (_, name), moments in begins.items():
+        least = 4.5 if name == "5" else 27
+        assert all(after - before >= least for before, after in itertools.pairwise(moments))
 
 
 async def test_a_source_that_cannot_be_asked_leaves_what_it_said_to_grow_old(stage: Stage) -> None:
