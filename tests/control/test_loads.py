@@ -263,14 +263,14 @@ async def test_who_waits_is_asked_for_without_any_pod_and_more_often(stage: Stag
     stage.source.reading = LoadReading(held={"m": 2.0}, held_by_target={"ns/t": 3.0})
     await stage.collector.collect("ns", [])
     assert (stage.collector.held("m"), stage.collector.held_by_target("ns", "t")) == (2, 3)
-    assert (stage.collector.held("other"), stage.collector.held_by_target("ns", "other")) == (None, None)
+    assert (stage.collector.held("other"), stage.collector.held_by_target("ns", "other")) == (0, 0)
     await stage.collector.collect("ns", [])
     assert len(stage.source.asked) == 1
     await asyncio.sleep(5)
     stage.source.reading = LoadReading(held={"m": 1.0})
     await stage.collector.collect("ns", [])
     assert stage.source.asked == [(), ()]
-    assert (stage.collector.held("m"), stage.collector.held_by_target("ns", "t")) == (1, None)
+    assert (stage.collector.held("m"), stage.collector.held_by_target("ns", "t")) == (1, 0)
 
 
 async def test_who_waited_may_still_wait_while_somebody_cannot_be_asked_but_not_for_long(stage: Stage) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.looptime(start=1000)
 BUSY = EngineLoad(kv=0.95, queue=8.0, running=20.0)
 CALM = EngineLoad(kv=0.5, queue=0.0, running=8.0)
 EASY = EngineLoad(kv=0.1, queue=0.0, running=1.0)
-QUIET = EngineLoad(kv=0.0, queue=0.0, running=0.0)
+QUIET = EngineLoad(kv=0.0, queue=0.0, running=0.0, successes=7)
 
 
 async def test_an_overloaded_model_is_to_have_more_of_the_cheapest() -> None:
@@ -22,7 +22,7 @@ async def test_an_overloaded_model_is_to_have_more_of_the_cheapest() -> None:
         stage.deploy("dear", 1)
         stage.deploy("cheap", 1)
         stage.variant("dear", variantCost="80.0", maxReplicas=4)
-        stage.variant("cheap", variantCost="40.0", maxReplicas=4)
+        stage.variant("cheap", variantCost="40.0", maxReplicas=9)
         stage.engines.loads = {"dear": BUSY, "cheap": BUSY}
         await asyncio.sleep(45)
         assert stage.wanted("dear") == 1
@@ -37,7 +37,7 @@ async def test_an_overloaded_model_is_to_have_more_of_the_cheapest() -> None:
         )
         assert stage.condition("cheap", "MetricsAvailable")[:2] == ("True", "MetricsFound")
         trail = stage.status("cheap")["decision"]["trail"]
-        assert [step["stage"] for step in trail][:2] == ["collect", "analyze"]
+        assert [step["stage"] for step in trail if step["stage"] != "collect"][:2] == ["analyze", "optimize"]
         assert stage.actuated.told == []
 
 
@@ -209,11 +209,11 @@ async def test_an_idle_model_goes_to_zero_and_comes_back_for_who_waits() -> None
         assert stage.wanted("one") == 1
         await asyncio.sleep(180)
         assert stage.wanted("one") == 0
-        assert stage.status("one")["decision"]["reason"] == "Idle"
+        assert any("from 1 to 0 replicas (Idle): " in one.message for one in stage.store.said)
         stage.engines.held = {"llama": 2.0}
         await asyncio.sleep(10)
         assert stage.wanted("one") == 1
-        assert stage.status("one")["decision"]["reason"] == "ScaleFromZero"
+        assert any("from 0 to 1 replicas (ScaleFromZero): " in one.message for one in stage.store.said)
         stage.engines.held = {}
         await asyncio.sleep(240)
         assert stage.wanted("one") == 1

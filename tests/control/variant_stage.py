@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prometheus_client import generate_latest
-from vllm_chill.control.variant_configs import VariantConfigs
 
 from tests.control.policy_stage import Kinds
 from tests.core.saturation.cluster_objects import NAMESPACE, owned, pod, workload
 from vllm_chill.adapters.memory_objects import MemoryObjects
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.reconciler import Rhythm
+from vllm_chill.control.variant_configs import VariantConfigs
 from vllm_chill.control.variant_sources import variants_of
 from vllm_chill.control.variant_view import VariantView
 from vllm_chill.control.variants import VariantOptions, Variants

@@ -69,6 +69,7 @@ class _Namespace(_Asked):
         super().__init__()
         self.held: dict[str, Aged] = {}
         self.held_by_target: dict[str, Aged] = {}
+        self.complete: Aged | None = None  # 0 as of when all who may hold requests were heard last
 
 
 class LoadCollector:
@@ -143,16 +144,21 @@ class LoadCollector:
         return max(moments, default=None)
 
     def held(self, model_id: str) -> float | None:
-        """How many requests wait for a model before any replica has them; None if that is not known."""
+        """How many requests wait for a model before any replica has them; None if that is not known.
+
+        It is 0 where nobody speaks of any, and everybody who could was asked.
+        """
         return self._newest(where.held.get(model_id) for where in self._namespaces.values())
 
     def held_by_target(self, namespace: str, name: str) -> float | None:
-        """How many wait in a proxy for the target of this name; None if that is not known."""
+        """How many wait in a proxy for the target of this name, as for `held`."""
         key = f"{namespace}/{name}"
         return self._newest(where.held_by_target.get(key) for where in self._namespaces.values())
 
     def _newest(self, figures: Iterable[Aged | None]) -> float | None:
         known = [figure for figure in figures if figure is not None]
+        if not known:
+            known = [where.complete for where in self._namespaces.values() if where.complete is not None]
         return self._ages.fresh(max(known, key=lambda figure: figure.at, default=None), self._now())
 
     # Asking.
@@ -214,6 +220,7 @@ class LoadCollector:
         complete = reading.failures.keys() <= names
         where.held = _held(where.held, reading.held, complete, now)
         where.held_by_target = _held(where.held_by_target, reading.held_by_target, complete, now)
+        where.complete = Aged(0.0, now) if complete else where.complete
 
     def _sweep(self, now: float) -> None:
         """Forget what nobody has wanted to know of for long."""
