@@ -93,6 +93,11 @@ def test_it_stays_within_bounds(
     assert analysis.reason
 
 
+def no_less(one: float, other: float) -> bool:
+    """But for how floats are rounded, where a trigger that nothing can meet makes them large."""
+    return one >= other * (1 - 1e-9) - 1e-8
+
+
 def more_load(seen: tuple[Variant, ...], which: int, kv: float, queue: float) -> tuple[Variant, ...]:
     """The same, with more on one replica of what it has told."""
     found = []
@@ -118,9 +123,9 @@ def test_more_load_never_lacks_less_and_never_spares_more(
     anticipated = coming(seen, more)
     before = analyze(config, seen, anticipated)
     after = analyze(config, more_load(seen, which, kv, queue), anticipated)
-    assert after.required >= before.required - 1e-8
-    assert after.spare <= before.spare + 1e-8
-    assert after.slack <= before.slack + 1e-8
+    assert no_less(after.required, before.required)
+    assert no_less(before.spare, after.spare)
+    assert no_less(before.slack, after.slack)
 
 
 def forget(seen: tuple[Variant, ...], which: int, what: str) -> tuple[Variant, ...]:
@@ -155,7 +160,7 @@ def test_what_is_missing_or_stale_lets_nothing_go_and_is_not_less_than_none(
     assert missing.spare == 0
     assert not missing.complete
     if missing.measured and not upstream:
-        assert missing.required >= analyze(config, forget(seen, which, "zero"), anticipated).required - 1e-8
+        assert no_less(missing.required, analyze(config, forget(seen, which, "zero"), anticipated).required)
 
 
 @LAW

@@ -76,6 +76,13 @@ def test_exactly_one_is_one_whatever_floats_make_of_it() -> None:
     assert judged(variant((0.85, 0), (0.85, 0)), more=-1).required == 1
 
 
+def test_a_boundary_above_the_threshold_makes_nothing_come_and_go_at_once() -> None:
+    turned = replace(CONFIG, scale_up_threshold=0.5, scale_down_boundary=0.9)
+    analysis = judged(variant((0.6, 0), (0.6, 0)), config=turned)
+    assert analysis.required == pytest.approx(0.4)
+    assert analysis.spare == 0
+
+
 def test_capacity_weighs() -> None:
     big, small = variant((0.9, 0), key="h100", capacity=4.0), variant((0.1, 0), key="t4", capacity=1.0)
     analysis = judged(big, small)

@@ -62,9 +62,8 @@ def analyze(config: Config, variants: Sequence[Variant], anticipated: Mapping[st
         return upstream.analyze(config, variants, anticipated, found)
     signals, part = _signals(config, found), 1.0 - config.hysteresis
     required = above_zero(max(one.needed for one in signals) - found.anticipated)
-    spare = above_zero(found.staying - max(capacity_for(one.load, one.usable * part) for one in signals))
-    if required or not found.complete:
-        spare = 0.0
+    needed = max(capacity_for(one.load, one.usable * part) for one in signals)
+    spare = above_zero(found.staying - needed) if found.complete else 0.0
     return Analysis(
         required,
         spare,
