@@ -246,25 +246,27 @@ def config_map(name: str) -> dict[str, Any]:
     return data
 
 
+def shown_in(text: str) -> dict[str, Any]:
+    """The keys with their values that an entry shows in comments."""
+    found: dict[str, Any] = yaml.safe_load("\n".join(re.findall(r"^# (\w+: \S+)$", text, re.MULTILINE)))
+    return found
+
+
 def snake(key: str) -> str:
     return re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", key)
 
 
 def test_the_main_config_map_shows_every_key() -> None:
-    text = (CONTROLLER / "configmaps.yaml").read_text()
-    main = text.partition("\n---\n")[0]
-    shown = re.findall(r"^  (?:# )?([A-Z_]+):", main, re.MULTILINE)
-    assert set(shown) == MAIN_KEYS
-    assert len(shown) == len(MAIN_KEYS)
-    assert all(isinstance(value, str) for value in config_map("wva-configmap").values())
+    main = (CONTROLLER / "configmaps.yaml").read_text().partition("\n---\n")[0]
+    shown = yaml.safe_load(re.sub("^# ?", "", main.partition("# data:\n")[2], flags=re.MULTILINE))
+    assert shown.keys() == MAIN_KEYS
+    assert all(isinstance(value, str) for value in shown.values())
 
 
 def test_the_thresholds_shown_are_the_defaults() -> None:
-    shown = yaml.safe_load(config_map("saturation-scaling-config")["default"])
+    shown = shown_in(config_map("saturation-scaling-config")["default"])
     fields = {field.name: getattr(DEFAULT, field.name) for field in dataclasses.fields(DEFAULT)}
-    # `compat: upstream` is shown too, and is off.
-    assert fields.pop("upstream") is False
-    assert "# compat: upstream" in config_map("saturation-scaling-config")["default"]
+    assert (shown.pop("compat"), fields.pop("upstream")) == ("none", False)
 
     def value(text: Any) -> Any:
         is_duration = isinstance(text, str) and text[0].isdigit()
@@ -273,8 +275,39 @@ def test_the_thresholds_shown_are_the_defaults() -> None:
     assert {snake(key): value(text) for key, text in shown.items()} == fields
 
 
-def test_nothing_goes_to_zero_unless_told_to() -> None:
-    shown = yaml.safe_load(config_map("wva-model-scale-to-zero-config")["default"])
-    assert shown == {"enable_scale_to_zero": False, "retention_period": "10m"}
-    assert config_map("wva-configmap")["WVA_SCALE_TO_ZERO"] == "false"
-    assert config_map("accelerator-costs") == config_map("service-class-config") == {}
+def test_nothing_is_set_so_that_flags_and_variables_count() -> None:
+    zero = config_map("wva-model-scale-to-zero-config")["default"]
+    assert shown_in(zero) == {"enable_scale_to_zero": False, "retention_period": "10m"}
+    for entry in (zero, config_map("saturation-scaling-config")["default"]):
+        assert yaml.safe_load(entry) is None
+    for name in ("wva-configmap", "accelerator-costs", "service-class-config"):
+        assert config_map(name) == {}
+
+
+def shown_as_set(manifest: str) -> dict[str, Any]:
+    """A ConfigMap with everything set that it shows in comments."""
+    bare, of_data, data = manifest.partition("# data:\n")
+    if of_data:
+        manifest = bare + "data:\n" + re.sub("^#", "", data, flags=re.MULTILINE)
+    else:
+        head, default, entry = manifest.partition("  default: |\n")
+        _, _, example = head.partition("  #\n")
+        entry = re.sub(r"^    # (\w+: \S+)$", r"    \1", entry, flags=re.MULTILINE)
+        manifest = head + re.sub("^  # ", "  ", example, flags=re.MULTILINE) + default + entry
+    item: dict[str, Any] = yaml.safe_load(manifest)
+    return item
+
+
+def test_everything_that_is_shown_is_understood_and_changes_no_default() -> None:
+    api = pytest.importorskip("vllm_chill.api.variant_config")
+    items = [shown_as_set(text) for text in (CONTROLLER / "configmaps.yaml").read_text().split("\n---\n")]
+    maps, doubles = api.by_place(items, "vllm-chill-system")
+    assert len(maps) == len(items)
+    config, problems = api.read_configs(maps)
+    assert (doubles, problems) == ((), ())
+    assert config.config_for("any", "any") == DEFAULT
+    shown = config.config_for("prod", "meta-llama/Llama-3.1-70B-Instruct")
+    assert shown == dataclasses.replace(DEFAULT, kv_cache_threshold=0.85)
+    assert config.zero_for("any", "meta-llama/Llama-3.1-8B-Instruct").retention_seconds == 900
+    assert config.costs == {"NVIDIA-L4": 10, "NVIDIA-H100-80GB-HBM3": 60}
+    assert config.priority_of("any", "meta-llama/Llama-3.1-70B-Instruct") == 1

@@ -49,6 +49,13 @@ def test_they_are_two_ways_to_serve_one_model_at_different_costs(folder: str) ->
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+def test_the_variants_are_good_in_every_field(folder: str) -> None:
+    api = pytest.importorskip("vllm_chill.api.variant")
+    for item in built(folder).all("VariantAutoscaling"):
+        assert api.variant_warnings(api.parse_variant(item), item) == ()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_replicas_belong_to_what_scales_them(folder: str) -> None:
     for deployment in built(folder).all("Deployment"):
         assert "replicas" not in deployment["spec"]

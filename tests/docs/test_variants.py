@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
+from tests.deploy.kustomized import DEPLOY, build, needs_kubectl
 from tests.hpa import SYNC_SECONDS, UP, Autoscaler, Policy, Tolerance, course
 from tests.real_prometheus import running
 from tests.variant_page import Told, page
@@ -38,7 +40,7 @@ def table(marker: str) -> list[list[str]]:
 
 def samples() -> Iterator[Any]:
     """The page's own blocks of YAML."""
-    for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
+    for text in re.findall(r"^ *```yaml\n(.*?)^ *```", PAGE, re.DOTALL | re.MULTILINE):
         yield yaml.safe_load(text)
 
 
@@ -150,6 +152,16 @@ def test_the_page_shows_what_the_samples_have() -> None:
     sample = objects(ROOT / "deploy/example/variants/cheap.yaml")[0]
     assert variant["metadata"] == sample["metadata"]
     assert variant["spec"].items() <= sample["spec"].items()
+
+
+@needs_kubectl
+def test_the_kustomization_of_the_first_step_is_a_controller_that_is_scraped(tmp_path: Path) -> None:
+    [mine] = [one for one in samples() if one.get("kind") == "Kustomization"]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/kustomization.yaml").write_text(yaml.safe_dump(mine))
+    built = build(tmp_path / "mine")
+    assert built.names("ServiceMonitor") == built.names("Deployment") == {"vllm-chill-controller"}
 
 
 # --- a real Prometheus ---
