@@ -159,18 +159,25 @@ async def controlling(
         stage = Stage(MemoryObjects(), Engines(), ControllerMetrics("1", instance))
     now = asyncio.get_running_loop().time
     begun = now()
+    configs = VariantConfigs(stage.store, NAMESPACE)
     variants = Variants(
         stage.store,
         VariantView(stage.store, Kinds(), NAMESPACE, inventory=False),
         LoadCollector(stage.engines, now=now, ttl_seconds=interval / 2),
-        VariantConfigs(stage.store, NAMESPACE),
+        configs,
         stage.metrics,
         options=VariantOptions(NAMESPACE, instance, interval, 4, direct),
         wall=lambda: NOON + timedelta(seconds=now() - begun),
         actuator=stage.actuated,
         rhythm=Rhythm(0.5, 5.0, 600.0),
     )
-    running = asyncio.create_task(variants.run())
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(configs.run())
+            tasks.create_task(variants.run())
+
+    running = asyncio.create_task(run())
     await asyncio.sleep(0)
     try:
         yield stage

@@ -251,7 +251,10 @@ class MainSettings(Part):
         None, "a label selector, such as pool=gpu", "The nodes whose GPUs count.", alias="WVA_NODE_SELECTOR"
     )
     from_zero_concurrency: Whole | None = declared(
-        None, _COUNT, "How many models are woken at a time.", alias="SCALE_FROM_ZERO_ENGINE_MAX_CONCURRENCY"
+        None,
+        _COUNT,
+        "Without effect: models are woken as soon as somebody waits.",
+        alias="SCALE_FROM_ZERO_ENGINE_MAX_CONCURRENCY",
     )
     epp_bearer_token: Words | None = declared(
         None, _TEXT, "The token that endpoint pickers are asked with for their metrics.",

@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
@@ -27,7 +28,6 @@ from vllm_chill.adapters.prometheus_access import PrometheusAccess
 from vllm_chill.adapters.prometheus_loads import PrometheusLoads
 from vllm_chill.adapters.serving_certificate import from_files, self_signed
 from vllm_chill.adapters.vllm import EngineScraper
-from vllm_chill.api.controller_config import ControllerConfig
 from vllm_chill.api.variant_entries import MainSettings
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
@@ -42,6 +42,7 @@ from vllm_chill.control.variants import Actuator, VariantOptions, Variants
 from vllm_chill.core.catalogue import SERVICE_PORT
 from vllm_chill.core.election import Terms
 from vllm_chill.core.listening import ListenAddress, parse_listen_address
+from vllm_chill.core.saturation.freshness import FRESH_SECONDS, GONE_SECONDS
 from vllm_chill.core.target import Endpoint, Limits, Target, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import LoadSource
@@ -75,7 +76,7 @@ async def control(
     metrics = ControllerMetrics(version, settings.controller_instance)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(connect(settings.kubeconfig, timed=metrics.called))
-        source = await stack.enter_async_context(open_source(settings))
+        _check_source(settings)
         serving = ControllerServer(
             lambda: generate_latest(metrics.registry),
             lambda: True,
@@ -86,10 +87,9 @@ async def control(
 
         async def lead() -> None:
             direct = DirectTargets(lambda ref: _target(api, ref))
-            variants = variants_of(settings, api, source, metrics, actuator=direct)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(direct.run())
-                tasks.create_task(variants.run())
+                tasks.create_task(look_after(settings, api, metrics, actuator=direct))
 
         working = asyncio.create_task(_led(settings, api, metrics, lead))
         log.info("controlling variants", namespace=settings.watch_namespace or "all", version=version)
@@ -124,30 +124,116 @@ async def _led(
     await Election(lease, new_identity(), terms, changed=metrics.leads, overdue=lambda: os._exit(1)).run(lead)
 
 
-def variants_of(
+async def look_after(
     settings: ControllerSettings,
     api: ApiClient,
-    source: LoadSource,
     metrics: ControllerMetrics,
     *,
     actuator: Actuator | None = None,
     held_here: Held = lambda *_: None,
+) -> None:
+    """Look after the variants until cancelled; anew whenever the main ConfigMap says something else, as what is seen
+    and measured is made from that.
+    """
+    log = structlog.get_logger("vllm_chill.variants")
+    configs = VariantConfigs(KubernetesObjects(api), settings.controller_namespace, partial(_over, settings))
+    following = asyncio.create_task(configs.run())
+    try:
+        while not configs.synced:
+            await configs.changed()
+        while True:
+            main = configs.config.main
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    now = _with(settings, main)
+                    source = await stack.enter_async_context(open_source(now, main.epp_bearer_token))
+                    variants = _variants(now, main, api, source, configs, metrics, actuator, held_here)
+                    running = asyncio.create_task(variants.run())
+                    try:
+                        await _until_other(configs, main, running)
+                    finally:
+                        running.cancel()
+                        await asyncio.wait([running])
+            except SettingError as error:
+                log.error("the main ConfigMap cannot be used", cause=error.message)
+                await configs.changed()
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def _until_other(configs: VariantConfigs, main: MainSettings, running: asyncio.Task[None]) -> None:
+    """Return when the main settings are others. Raises what `running` raises."""
+    while configs.config.main == main:
+        changed = asyncio.create_task(configs.changed())
+        await asyncio.wait([changed, running], return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if running.done():
+            running.result()
+            return
+
+
+# The settings that the main ConfigMap has too, by their names there.
+_IN_MAP = {
+    name: name
+    for name in (
+        *("prometheus_base_url", "prometheus_bearer_token", "prometheus_token_path", "prometheus_server_name"),
+        *("prometheus_tls_insecure_skip_verify", "prometheus_ca_cert_path", "prometheus_client_cert_path"),
+        *("prometheus_client_key_path", "scale_to_zero", "limited_mode", "node_selector"),
+    )
+} | {"interval_seconds": "interval"}
+
+
+def _over(settings: ControllerSettings, main: MainSettings) -> MainSettings:
+    """The main settings, with what flags and variables say in their place."""
+    given = {
+        there: value.total_seconds() if isinstance(value := getattr(settings, here), timedelta) else value
+        for there, here in _IN_MAP.items()
+        if here in settings.model_fields_set
+    }
+    return main.model_copy(update=given)
+
+
+def _with(settings: ControllerSettings, main: MainSettings) -> ControllerSettings:
+    """The settings, with what the main ConfigMap says where flags and variables do not."""
+    said = {
+        here: timedelta(seconds=value) if here == "interval" else value
+        for there, here in _IN_MAP.items()
+        if (value := getattr(main, there)) is not None
+    }
+    return settings.model_copy(update=said)
+
+
+def _variants(
+    settings: ControllerSettings,
+    main: MainSettings,
+    api: ApiClient,
+    source: LoadSource,
+    configs: VariantConfigs,
+    metrics: ControllerMetrics,
+    actuator: Actuator | None,
+    held_here: Held,
 ) -> Variants:
     """What looks after the variants, with all that it sees and is told by. Raises SettingError."""
     namespace = settings.watch_namespace or None
     store = KubernetesObjects(api)
-    now = asyncio.get_running_loop().time
+    interval = settings.interval.total_seconds()
     try:
         view = VariantView(store, KubernetesKinds(api), namespace, node_selector=settings.node_selector)
     except ValueError as error:
         raise SettingError(f"--node-selector: {error}") from None
 
-    def unasked(namespace: str, pod: str) -> None:
-        view.owner_of(namespace, pod)  # it counts those that are nobody's
+    def unasked(space: str, pod: str) -> None:
+        view.owner_of(space, pod)  # it counts those that are nobody's
 
-    interval = settings.interval.total_seconds()
-    loads = LoadCollector(source, now=now, ttl_seconds=min(_TTL_SECONDS, interval / 2), unasked=unasked)
-    base = ControllerConfig(MainSettings(scale_to_zero=settings.scale_to_zero, limited_mode=settings.limited_mode))
+    loads = LoadCollector(
+        source,
+        now=asyncio.get_running_loop().time,
+        ttl_seconds=main.cache_ttl_seconds or min(_TTL_SECONDS, interval / 2),
+        fresh_seconds=main.fresh_seconds or FRESH_SECONDS,
+        gone_seconds=main.gone_seconds or GONE_SECONDS,
+        unasked=unasked,
+    )
     options = VariantOptions(
         namespace,
         settings.controller_instance,
@@ -155,7 +241,6 @@ def variants_of(
         settings.max_concurrent_reconciles,
         settings.actuation == "direct",
     )
-    configs = VariantConfigs(store, settings.controller_namespace, base)
     return Variants(
         store,
         view,
@@ -169,20 +254,26 @@ def variants_of(
     )
 
 
+def _check_source(settings: ControllerSettings) -> None:
+    """Raise SettingError for what can be seen at once not to work."""
+    if settings.prometheus_base_url:
+        _access(settings)
+    _token(settings.demand_token_path)
+
+
 @contextlib.asynccontextmanager
-async def open_source(settings: ControllerSettings) -> AsyncIterator[LoadSource]:
-    """Where the load of replicas comes from. Raises SettingError."""
+async def open_source(settings: ControllerSettings, token: str | None = None) -> AsyncIterator[LoadSource]:
+    """Where the load of replicas comes from; `token` is for the pages of those who hold requests. Raises SettingError."""
     url = settings.prometheus_base_url
     if settings.metrics_source == "prometheus" and not url:
         raise SettingError("--metrics-source prometheus: give its address with --prometheus-base-url too")
     async with contextlib.AsyncExitStack() as stack:
         if url and settings.metrics_source != "pods":
-            prometheus = await stack.enter_async_context(Prometheus(_access(settings)))
-            yield PrometheusLoads(prometheus)
+            yield PrometheusLoads(await stack.enter_async_context(Prometheus(_access(settings))))
             return
         scraper = await stack.enter_async_context(EngineScraper())
         urls = [one.strip() for one in settings.demand_urls.split(",") if one.strip()]
-        token = _token(settings.demand_token_path)
+        token = _token(settings.demand_token_path) or token
         yield await stack.enter_async_context(EngineLoads(scraper.scrape, held_urls=urls, token=token))
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from vllm_chill.api.controller_config import ControllerConfig
 from vllm_chill.api.variant_config import NAMES, Problem, by_place, read_configs
+from vllm_chill.api.variant_entries import MainSettings
 from vllm_chill.control.reconciler import Reconciler, Rhythm
 from vllm_chill.core.objects import Collection, Json, annotations_of, metadata
 from vllm_chill.errors import BackendError
@@ -31,15 +33,21 @@ def _kept(item: Json) -> Json | None:
 
 
 class VariantConfigs:
-    """What they say together. `run` must be running. `base` is what counts where none of them says anything."""
+    """What they say together. `run` must be running."""
 
     def __init__(
-        self, store: ObjectStore, home: str, base: ControllerConfig | None = None, *, rhythm: Rhythm | None = None
+        self,
+        store: ObjectStore,
+        home: str,
+        over: Callable[[MainSettings], MainSettings] = lambda main: main,
+        *,
+        rhythm: Rhythm | None = None,
     ) -> None:
-        """`home` is the controller's namespace."""
+        """`home` is the controller's namespace; `over` gives the main settings with what flags say in their place."""
         self._store = store
         self._home = home
-        self._config = base or ControllerConfig()
+        self._over = over
+        self._config = ControllerConfig()
         self._wanted: frozenset[str] = frozenset((home,))
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._seen: dict[str, Mapping[str, Json]] = {}
@@ -52,16 +60,26 @@ class VariantConfigs:
         self._log = structlog.get_logger("vllm_chill.variants")
         self.on_change: Callable[[], None] | None = None
         """Called when they say something else."""
+        self._news: set[asyncio.Future[None]] = set()
 
     @property
     def config(self) -> ControllerConfig:
         """What they say."""
-        return self._config
+        return replace(self._config, main=self._over(self._config.main))
 
     @property
     def synced(self) -> bool:
         """Whether those of the controller's own namespace have been seen, or cannot be."""
         return self._home in self._seen or self._home in self._lost
+
+    async def changed(self) -> None:
+        """Return when they say something else, or are seen for the first time."""
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._news.add(news)
+        try:
+            await news
+        finally:
+            self._news.discard(news)
 
     async def run(self) -> None:
         """Follow them, until cancelled."""
@@ -108,8 +126,8 @@ class VariantConfigs:
         if self._lost.get(namespace) != cause:
             self._lost[namespace] = cause
             self._log.warning("ConfigMaps cannot be seen", namespace=namespace, cause=cause)
-            if namespace == self._home and self.on_change is not None:
-                self.on_change()
+            if namespace == self._home:
+                self._tell()
 
     def _exclude(self, namespaces: frozenset[str]) -> None:
         if namespaces != self._excluded:
@@ -129,6 +147,12 @@ class VariantConfigs:
             item = maps.get(problem.place)
             if item is not None:
                 self._complain(item, problem)
+        self._tell()
+
+    def _tell(self) -> None:
+        for news in self._news:
+            if not news.done():
+                news.set_result(None)
         if self.on_change is not None:
             self.on_change()
 

@@ -14,6 +14,7 @@ from vllm_chill.api.controller_config import ControllerConfig
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.variant_sources import VariantSource
 from vllm_chill.core.saturation.fleet import Fleet, Variant
+from vllm_chill.core.saturation.gpus import accelerator_name
 from vllm_chill.core.saturation.places import PodPlace
 from vllm_chill.core.saturation.spec import VariantSpec
 from vllm_chill.core.saturation.targets import TargetFacts
@@ -41,9 +42,10 @@ class Member:
 
 @dataclass(slots=True)
 class _Life:
-    """What is remembered of a model: since when it is seen, and when it was woken."""
+    """What is remembered of a model: since when it is seen, when it was used last, and when it was woken."""
 
     seen_at: float
+    active_at: float
     woken_at: float | None = None
     was_at_zero: bool = False
 
@@ -71,20 +73,24 @@ class Fleets:
     ) -> Fleet:
         """What is known of a model, of which these are the variants whose targets are there."""
         now = self._now()
-        life = self._lives.setdefault(model, _Life(now))
+        life = self._lives.setdefault(model, _Life(now, now))
         variants = self._weighed(members, [self._variant(member, configs) for member in members])
         at_zero = not any(variant.replicas for variant in variants)
         if life.was_at_zero and not at_zero:
             life.woken_at = now
         life.was_at_zero = at_zero
         held = self._held(namespace, model_id, members)
+        if held:
+            life.active_at = now
         active = [self._loads.active_at(namespace, member.ready) for member in members]
+        # Of a pod that is gone nothing is known any more.
+        life.active_at = max(life.active_at, *(at for at in active if at is not None), life.seen_at)
         return Fleet(
             namespace,
             model_id,
             variants,
             held=held,
-            active_at=now if held else max((at for at in active if at is not None), default=life.seen_at),
+            active_at=life.active_at,
             woken_at=life.seen_at if life.woken_at is None else life.woken_at,
             zero=configs.zero_for(namespace, model_id, *(member.spec for member in members)),
             priority=configs.priority_of(namespace, model_id),
@@ -132,4 +138,4 @@ class Fleets:
 def accelerator_of(spec: VariantSpec, target: TargetFacts) -> str:
     """What its replicas run on: as its label says, else as their nodes do, else the first of its profile."""
     profile = spec.accelerators[0][0] if spec.accelerators else ""
-    return spec.accelerator or target.accelerator or profile
+    return accelerator_name(spec.accelerator) or target.accelerator or accelerator_name(profile)

@@ -107,7 +107,7 @@ class Variants:
         held_here: Held = lambda *_: None,
         rhythm: Rhythm | None = None,
     ) -> None:
-        """`wall` is the time of day, with a time zone."""
+        """`wall` is the time of day, with a time zone. `configs` are run by whoever made them."""
         self._store = store
         self._view = view
         self._loads = loads
@@ -134,7 +134,7 @@ class Variants:
     async def run(self) -> None:
         """Look after the variants, until cancelled. What was told of them stays."""
         async with asyncio.TaskGroup() as tasks:
-            for work in (self._reports.run(), self._work.run(), self._view.run(), self._configs.run()):
+            for work in (self._reports.run(), self._work.run(), self._view.run()):
                 tasks.create_task(work)
             tasks.create_task(self._store.watch(variants_of(self._options.namespace), self))
 
