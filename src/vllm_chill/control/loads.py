@@ -75,7 +75,8 @@ class _Namespace(_Asked):
 class LoadCollector:
     """What a source says, by namespace and pod.
 
-    `unasked` is told of each pod that a source speaks of although nobody has asked for it.
+    `unasked` is told of each pod that a source speaks of although nobody has asked for it, such as
+    `VariantView.owner_of`, which counts those that are no target's.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class LoadCollector:
         held_seconds: float = _HELD_SECONDS,
         fresh_seconds: float = FRESH_SECONDS,
         gone_seconds: float = GONE_SECONDS,
-        unasked: Callable[[str, str], None] = _nobody,
+        unasked: Callable[[str, str], object] = _nobody,
     ) -> None:
         """A pod is not asked again within `ttl_seconds`, nor who waits, where there is no pod to ask, within
         `held_seconds`. What was told is fresh for `fresh_seconds` and gone after `gone_seconds`, and so is a pod that
