@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ VALUES = EXAMPLE / "variants-hpa/prometheus-adapter-values.yaml"
 pytestmark = needs_kubectl
 
 
+@cache
 def built(folder: str) -> Built:
     return build(EXAMPLE / folder)
 
