@@ -287,6 +287,12 @@ class TestZero:
         starting = fleet(variant("a", 1, ready=0), held=0.0, active_at=0.0)
         assert numbers(decided(AT_ONCE, starting, memory, NOW + 599)[0]) == {"a": 1}
 
+    def test_a_wake_that_does_not_come_ends_when_nobody_asks_any_more(self) -> None:
+        _, memory = decided(AT_ONCE, fleet(variant("a", 1, ready=0), held=0.0, active_at=0.0))
+        stuck = fleet(variant("a", 1, ready=0), held=0.0, active_at=0.0)
+        assert numbers(decided(AT_ONCE, stuck, memory, NOW + 599)[0]) == {"a": 1}
+        assert numbers(decided(AT_ONCE, stuck, memory, NOW + 600)[0]) == {"a": 0}
+
     def test_a_wake_that_does_not_come_is_left_to_a_sibling(self) -> None:
         memory = restored(Memory(), {"a": 1, "b": 0}, NOW - 600)
         stuck = fleet(variant("a", 1, ready=0), variant("b", 0, cost=40), held=3.0)

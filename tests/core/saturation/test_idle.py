@@ -60,14 +60,10 @@ def test_what_is_used_or_not_known_is_not_idle(fleet: Fleet, why: str) -> None:
     assert why in found.why
 
 
-def test_replicas_that_are_starting_are_waited_for() -> None:
-    assert use(FLEET, WATCHED, NOW, starting=True).why == "replicas of it are starting"
-
-
 def test_grace_begins_when_a_replica_is_ready_and_not_when_it_was_asked_for() -> None:
     fleet = replace(FLEET, woken_at=NOW - 900)
-    assert not use(fleet, Watched(0.0, none_ready_at=NOW - 599), NOW).idle
-    assert use(fleet, Watched(0.0, none_ready_at=NOW - 600), NOW).idle
+    assert not use(fleet, Watched(0.0, starting_at=NOW - 599), NOW).idle
+    assert use(fleet, Watched(0.0, starting_at=NOW - 600), NOW).idle
 
 
 def test_use_that_was_never_seen_is_taken_to_have_been_before_it_was_watched() -> None:
@@ -77,10 +73,13 @@ def test_use_that_was_never_seen_is_taken_to_have_been_before_it_was_watched() -
 
 
 def test_what_was_seen_is_remembered() -> None:
-    asleep = replace(FLEET, variants=(Variant("a"),))
-    first = watched(None, FLEET, 5.0)
+    waking = replace(FLEET, variants=(Variant("a", replicas=1),))
+    first = watched(None, FLEET, 5.0, starting=False)
     assert first == Watched(5.0, None)
-    assert watched(watched(first, asleep, 8.0), FLEET, 9.0) == Watched(5.0, 8.0)
+    seen = watched(first, waking, 8.0, starting=True)
+    assert seen == Watched(5.0, 8.0)
+    assert watched(seen, FLEET, 9.0, starting=True) == seen
+    assert watched(seen, waking, 9.0, starting=False) == seen, "pods that do not come are not waited for"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ class TestGrowing:
     def test_at_the_same_cost_the_first_by_key_comes(self) -> None:
         assert grow([Variant("b"), Variant("a")], {}, 1.0) == {"a": 1}
 
+    def test_at_the_same_cost_more_capacity_comes(self) -> None:
+        assert grow([Variant("a"), Variant("b", capacity=2.0)], {}, 1.0) == {"b": 1}
+
     def test_a_pace_does_not_make_it_dearer(self) -> None:
         """Two large ones would give at once what is lacking, and eight small ones give it for less."""
         small, large = Variant("small", cost=10.0), Variant("large", cost=50.0, capacity=4.0)

@@ -44,8 +44,8 @@ def restored(memory: Memory, desired: Mapping[str, int], at: float) -> Memory:
 
 def propose(config: Config, fleet: Fleet, memory: Memory, now: float) -> tuple[ModelDecision, Memory]:
     """How many replicas each variant should have, if there are the GPUs for it, and the memory for `granted`."""
-    seen = watched(memory.watched, fleet, now)
     places = _places(config, fleet, memory, now)
+    seen = watched(memory.watched, fleet, now, starting=any(one.starting for one in places))
     changes = recent(config, memory.changes, now)
     if config.upstream:
         analysis, state, step = analyze(config, fleet.variants, _asked(fleet)), memory.steady, None
@@ -61,7 +61,7 @@ def propose(config: Config, fleet: Fleet, memory: Memory, now: float) -> tuple[M
         draft = dealt(config, places, analysis, changes, draft, now)
     draft = _bounded(fleet, draft)
     draft = _woken(config, fleet, places, draft, left_up(config, changes, now))
-    draft = _put_to_zero(fleet, places, draft, seen, now) if fleet.zero.enabled else _kept(fleet, draft)
+    draft = _put_to_zero(fleet, draft, seen, now) if fleet.zero.enabled else _kept(fleet, draft)
     decided = {one.variant.key: one.decided for one in places}
     return draft.decision(fleet, analysis, now), Memory(decided, changes, state, seen)
 
@@ -166,10 +166,10 @@ def _woken(config: Config, fleet: Fleet, places: Sequence[Place], draft: Draft, 
     return draft if added else draft.told("zero", f"{text}, and no variant may have more for now")
 
 
-def _put_to_zero(fleet: Fleet, places: Sequence[Place], draft: Draft, seen: Watched, now: float) -> Draft:
+def _put_to_zero(fleet: Fleet, draft: Draft, seen: Watched, now: float) -> Draft:
     if not any(draft.numbers.values()):
         return draft
-    found = use(fleet, seen, now, starting=any(one.starting for one in places))
+    found = use(fleet, seen, now)
     if not found.idle:
         return draft.told("zero", f"not idle: {found.why}")
     for variant in fleet.variants:

@@ -18,10 +18,12 @@ from vllm_chill.core.saturation.optimize import cheapest
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Since when a model is watched, and when no replica of it was ready for the last time, None if some always was."""
+    """Since when a model is watched, and when it was last seen with replicas on their way and none that was ready, None
+    if it never was.
+    """
 
     since: float
-    none_ready_at: float | None = None
+    starting_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,17 @@ class Use:
     why: str
 
 
-def watched(before: Watched | None, fleet: Fleet, now: float) -> Watched:
-    """What is to be remembered of it, once it was looked at."""
+def watched(before: Watched | None, fleet: Fleet, now: float, *, starting: bool) -> Watched:
+    """What is to be remembered of it, once it was looked at. `starting`: replicas are on their way."""
     before = before or Watched(now)
-    return before if any(variant.ready for variant in fleet.variants) else Watched(before.since, now)
+    if not starting or any(variant.ready for variant in fleet.variants):
+        return before
+    return Watched(before.since, now)
 
 
-def use(fleet: Fleet, watched: Watched, now: float, *, starting: bool = False) -> Use:
-    """Whether nobody has used the model for as long as its replicas are kept, and all of that is known. `starting`:
-    replicas are on their way, which came for somebody.
-    """
-    busy = _waiting(fleet) or _running(fleet.variants) or ("replicas of it are starting" if starting else None)
+def use(fleet: Fleet, watched: Watched, now: float) -> Use:
+    """Whether nobody has used the model for as long as its replicas are kept, and all of that is known."""
+    busy = _waiting(fleet) or _running(fleet.variants)
     if busy is not None:
         return Use(False, busy)
     kept = fleet.zero.retention_seconds
@@ -91,7 +93,7 @@ def _running(variants: Sequence[Variant]) -> str | None:
 def _last_used(fleet: Fleet, watched: Watched) -> float:
     times = [
         watched.since if fleet.active_at is None else fleet.active_at,
-        *(time for time in (fleet.woken_at, watched.none_ready_at) if time is not None),
+        *(time for time in (fleet.woken_at, watched.starting_at) if time is not None),
     ]
     return max(times)
 
