@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client import generate_latest
+
+from vllm_chill.core.saturation.decision import Direction, Reason
+from vllm_chill.telemetry.variant_metrics import ControllerMetrics, VariantFigures
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -21,28 +26,15 @@ class Told:
 
 
 def page(variants: Sequence[Told], instance: str = "") -> str:
-    """The series of these variants, in Prometheus' text format."""
-    lines = []
+    """The page of a controller that leads, and tells of these variants."""
+    metrics = ControllerMetrics("0", instance)
     for one in variants:
-        labels = {
-            "variant": one.name,
-            "variant_name": one.name,
-            "namespace": one.namespace,
-            "accelerator_type": one.accelerator,
-            **({"controller_instance": instance} if instance else {}),
-        }
-        told: list[tuple[str, dict[str, str], float]] = [
-            ("wva_desired_replicas", {}, one.desired),
-            ("wva_current_replicas", {}, one.current),
-            ("wva_desired_ratio", {}, one.desired / one.current if one.current else one.desired),
-            ("wva_saturation_level", {}, one.saturation),
-            ("wva_last_scaling_decision_timestamp", {}, one.decided_at),
-            *(
-                ("wva_replica_scaling_total", {"direction": direction, "reason": reason}, count)
-                for (direction, reason), count in one.scaled.items()
-            ),
-        ]
-        for name, more, value in told:
-            inner = ",".join(f'{key}="{text}"' for key, text in (labels | more).items())
-            lines.append(f"{name}{{{inner}}} {value!r}\n")
-    return "".join(lines)
+        key = f"{one.namespace}/{one.name}"
+        figures = VariantFigures(
+            one.name, one.namespace, one.accelerator, one.current, one.desired, one.saturation, one.decided_at
+        )
+        metrics.variants.tell(key, figures)
+        for (direction, reason), count in one.scaled.items():
+            for _ in range(count):
+                metrics.variants.scaled(key, Direction(direction), Reason(reason))
+    return generate_latest(metrics.registry).decode()

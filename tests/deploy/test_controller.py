@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.deploy.kustomized import DEPLOY, Built, build, build_with, needs_kubectl
+from vllm_chill.api.variant_config import by_place, read_configs
 from vllm_chill.cli import cli
 from vllm_chill.core.saturation.config import DEFAULT
 
@@ -107,7 +108,6 @@ def test_its_image_is_pinned_and_is_the_proxys(plain: Built) -> None:
     assert container_of(plain)["image"] == proxy["image"]
 
 
-@pytest.mark.skipif("controller" not in cli.list_commands(click.Context(cli)), reason="needs the command controller")
 def test_it_takes_its_arguments(whole: Built) -> None:
     command = cli.get_command(click.Context(cli), "controller")
     assert command is not None
@@ -299,11 +299,10 @@ def shown_as_set(manifest: str) -> dict[str, Any]:
 
 
 def test_everything_that_is_shown_is_understood_and_changes_no_default() -> None:
-    api = pytest.importorskip("vllm_chill.api.variant_config")
     items = [shown_as_set(text) for text in (CONTROLLER / "configmaps.yaml").read_text().split("\n---\n")]
-    maps, doubles = api.by_place(items, "vllm-chill-system")
+    maps, doubles = by_place(items, "vllm-chill-system")
     assert len(maps) == len(items)
-    config, problems = api.read_configs(maps)
+    config, problems = read_configs(maps)
     assert (doubles, problems) == ((), ())
     assert config.config_for("any", "any") == DEFAULT
     shown = config.config_for("prod", "meta-llama/Llama-3.1-70B-Instruct")

@@ -10,6 +10,7 @@ import yaml
 
 from tests.deploy.kustomized import DEPLOY, Built, build, needs_kubectl
 from tests.hpa import Autoscaler
+from vllm_chill.api.variant import parse_variant, variant_warnings
 
 EXAMPLE = DEPLOY / "example"
 FOLDERS = ["variants", "variants-hpa", "variants-keda"]
@@ -52,9 +53,8 @@ def test_they_are_two_ways_to_serve_one_model_at_different_costs(folder: str) ->
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_variants_are_good_in_every_field(folder: str) -> None:
-    api = pytest.importorskip("vllm_chill.api.variant")
     for item in built(folder).all("VariantAutoscaling"):
-        assert api.variant_warnings(api.parse_variant(item), item) == ()
+        assert variant_warnings(parse_variant(item), item) == ()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

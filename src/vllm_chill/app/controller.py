@@ -155,7 +155,7 @@ async def look_after(
                         running.cancel()
                         await asyncio.wait([running])
             except SettingError as error:
-                log.error("the main ConfigMap cannot be used", cause=error.message)
+                log.warning("the main ConfigMap cannot be used", cause=error.message)
                 await configs.changed()
     finally:
         following.cancel()
@@ -263,7 +263,7 @@ def _check_source(settings: ControllerSettings) -> None:
 
 @contextlib.asynccontextmanager
 async def open_source(settings: ControllerSettings, token: str | None = None) -> AsyncIterator[LoadSource]:
-    """Where the load of replicas comes from; `token` is for the pages of those who hold requests. Raises SettingError."""
+    """Where the load of replicas comes from; `token` is for the pages of who holds requests. Raises SettingError."""
     url = settings.prometheus_base_url
     if settings.metrics_source == "prometheus" and not url:
         raise SettingError("--metrics-source prometheus: give its address with --prometheus-base-url too")

@@ -46,7 +46,7 @@ class Config:
     scale_up_stabilization: float = 0.0
     scale_down_increment: int = 1
     scale_down_period: float = 60.0
-    scale_down_stabilization: float = 120.0
+    scale_down_stabilization: float = 300.0
     transition_timeout: float = 600.0
     enable_limiter: bool = False
 
