@@ -54,9 +54,12 @@ def turned(trace: Trace, numbers: Sequence[Mapping[str, int]]) -> int:
 
 
 @pytest.mark.parametrize("analyzer", Analyzer)
-@pytest.mark.parametrize("count", [pytest.param(8, id="8"), pytest.param(1000, id="1000", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(8, id="8"), pytest.param(500, id="500", marks=pytest.mark.slow)])
 def test_under_a_noisy_steady_load_it_does_not_go_up_and_down(analyzer: Analyzer, count: int) -> None:
-    """Each measurement is off by up to five percent: the band between growing and shrinking is wider than that."""
+    """Each measurement is off by up to five percent: the band between growing and shrinking is wider than that.
+
+    The slow ones are a thousand traces together.
+    """
     changed = 0
     for seed in range(count):
         trace = Trace(seed, noise=0.05)
@@ -69,11 +72,11 @@ def test_under_a_noisy_steady_load_it_does_not_go_up_and_down(analyzer: Analyzer
 
 @pytest.mark.slow
 @pytest.mark.parametrize("analyzer", Analyzer)
-def test_with_twice_the_noise_a_longer_window_down_does_it(analyzer: Analyzer) -> None:
-    config = Config(analyzer=analyzer, scale_down_stabilization=300.0)
-    traces = [Trace(seed, noise=0.10) for seed in range(500)]
+def test_with_twice_the_noise_hardly_any_does(analyzer: Analyzer) -> None:
+    config = Config(analyzer=analyzer)
+    traces = [Trace(seed, noise=0.10) for seed in range(100)]
     changed = [turned(trace, trace.play(config, 3).numbers[2 * CYCLES_AN_HOUR :]) for trace in traces]
-    assert sum(change > 0 for change in changed) <= 5
+    assert sum(change > 0 for change in changed) <= 1
 
 
 @pytest.mark.parametrize("analyzer", Analyzer)
