@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_chill.api.kinds import ANNOTATIONS
 from vllm_chill.api.scaling_policy import (
-    ANNOTATIONS,
     DEFAULT_RULES,
     ScalingPolicy,
     parse_policy,

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+ANNOTATIONS = "vllm-chill.io/"
+"""What the annotations begin with by which a target asks for a policy of its own."""
+
+AUTOSCALE = f"{ANNOTATIONS}autoscale"
+"""The annotation without which the others ask for nothing."""
+
 
 class Kind(NamedTuple):
     """One kind, as its CustomResourceDefinition names it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vllm_chill.api.kinds import POLICY
+from vllm_chill.api.kinds import ANNOTATIONS, AUTOSCALE, POLICY
 from vllm_chill.api.resource import Condition, Resource, problems_of, read_resource, shown, unknown_fields
 from vllm_chill.api.scaling_spec import Behavior, Direction, ScaleTarget, ScalingPolicySpec, ScalingRule
 from vllm_chill.api.spec_parts import Part, declared
@@ -197,8 +197,6 @@ def policy_of_model(entry: ModelEntry) -> Policy | None:
     return Policy(entry.name, entry.min_replicas, entry.max_replicas, rules, down=_down(rules))
 
 
-ANNOTATIONS = "vllm-chill.io/"
-AUTOSCALE = f"{ANNOTATIONS}autoscale"
 _METRIC = f"{ANNOTATIONS}metric."
 _QUERY = f"{ANNOTATIONS}promql-query"
 _METRIC_NAME = re.compile(

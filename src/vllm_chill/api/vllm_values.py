@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 VLLM = "vLLM 0.32"
 
 
@@ -46,5 +44,7 @@ TOKENIZER_MODES = (
 
 def nearest(word: str, known: tuple[str, ...]) -> str:
     """A question about the known word that is most like this one, after a semicolon; empty if none is like it."""
+    from difflib import get_close_matches  # only a mistake needs it
+
     found = get_close_matches(word, known, n=1)
     return f'; did you mean "{found[0]}"?' if found else ""

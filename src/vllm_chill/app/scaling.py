@@ -52,10 +52,12 @@ class ProxyTargets:
 
     def own_policy(self, name: str) -> Policy | None:
         """What the model of a target says of its replicas by itself."""
+        served = next((one for one in self._directory if one.name == name), None)
+        if served is None or served.entry is None:
+            return None
         from vllm_chill.api.scaling_policy import policy_of_model  # as late as there is a policy at all
 
-        served = next((one for one in self._directory if one.name == name), None)
-        return None if served is None or served.entry is None else policy_of_model(served.entry)
+        return policy_of_model(served.entry)
 
     def make_target(self, ref: TargetRef) -> OwnTarget:
         """What scales a target that is not served: it is never taken to 0, as nobody here could wake it."""

@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
 
-from vllm_chill.api.scaling_spec import ScaleTarget
-from vllm_chill.api.vllm_model import KIND as MODEL_KIND
+from vllm_chill.api.kinds import MODEL
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers, Controlled, Measures
 from vllm_chill.control.policy_reports import PolicyReports, Reported
 from vllm_chill.control.policy_sources import ANNOTATED, Sources, objects_of, policies_of
@@ -29,6 +28,9 @@ from vllm_chill.core.target import Resource, TargetRef
 from vllm_chill.core.writers import scales
 from vllm_chill.errors import BackendError, BackendRefused
 from vllm_chill.ports import Kinds, ObjectStore
+
+if TYPE_CHECKING:
+    from vllm_chill.api.scaling_spec import ScaleTarget
 
 _KIND_AGAIN_SECONDS = 60.0
 
@@ -211,7 +213,7 @@ class Policies:
         """The name of the autoscaler of what a policy names, or the target that has yet to have one. Raises
         BackendError for what is not there.
         """
-        if named.kind == MODEL_KIND:
+        if named.kind == MODEL.kind:
             return self._serving(named.name, f'there is no model "{named.name}"')
         ref = TargetRef(self._namespace, named.name, self._kind(named.full_api_version, named.kind))
         for name, scaler in self._autoscalers.items():

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
-from vllm_chill.api.scaling_policy import API_VERSION, KIND, PLURAL, parse_policy, policy_of, policy_of_annotations
-from vllm_chill.api.scaling_spec import ScaleTarget
+from vllm_chill.api.kinds import AUTOSCALE, POLICY
 from vllm_chill.core.objects import Collection, Json, annotations_of, digest, meant, metadata
 from vllm_chill.core.scaling.claims import Rank
 from vllm_chill.core.scaling.policy import Policy
 from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Resource
 from vllm_chill.errors import InvalidPolicy
+
+if TYPE_CHECKING:
+    from vllm_chill.api.scaling_spec import ScaleTarget
 
 ANNOTATED = (DEPLOYMENTS, STATEFUL_SETS)
 """The kinds whose annotations are looked at."""
@@ -25,7 +28,8 @@ ANNOTATED = (DEPLOYMENTS, STATEFUL_SETS)
 
 def policies_of(namespace: str) -> Collection:
     """The collection of the policies in a namespace."""
-    return Collection(API_VERSION, KIND, PLURAL, namespace, absent="install it: vllm-chill crd | kubectl apply -f -")
+    absent = "install it: vllm-chill crd | kubectl apply -f -"
+    return Collection(POLICY.api_version, POLICY.kind, POLICY.plural, namespace, absent=absent)
 
 
 def objects_of(resource: Resource, namespace: str) -> Collection:
@@ -84,6 +88,12 @@ class Source:
 
     def read(self) -> None:
         """Take what the object asks for; one without annotations for it asks for nothing."""
+        if self.rank is Rank.ANNOTATIONS and AUTOSCALE not in annotations_of(self.item):
+            self.good, self.problems = None, ()
+            return
+        # Imported when there is a policy to read: what reads them is a thirtieth of the proxy's memory.
+        from vllm_chill.api.scaling_policy import parse_policy, policy_of, policy_of_annotations
+
         try:
             if self.rank is Rank.OBJECT:
                 parsed = parse_policy(self.item)
@@ -97,6 +107,8 @@ class Source:
 
     @property
     def _itself(self) -> ScaleTarget:
+        from vllm_chill.api.scaling_spec import ScaleTarget  # what has read the annotations has it already
+
         return ScaleTarget(kind=self.collection.kind, name=self.name, api_version=self.collection.api_version)
 
     @property
@@ -124,7 +136,7 @@ class Sources(Mapping[str, Source]):
 
     def take(self, collection: Collection, objects: Mapping[str, Json]) -> None:
         """Take all objects of a collection."""
-        rank = Rank.OBJECT if collection.kind == KIND else Rank.ANNOTATIONS
+        rank = Rank.OBJECT if collection.kind == POLICY.kind else Rank.ANNOTATIONS
         there = {source.key: source for source in (Source(collection, rank, item) for item in objects.values())}
         for key, known in tuple(self._by_key.items()):
             if known.collection == collection and (key not in there or _uid(there[key]) != _uid(known)):

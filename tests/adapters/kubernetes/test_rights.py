@@ -31,8 +31,10 @@ class Reviewer:
         self.lacking: Callable[[Json], bool] = lambda attributes: False
         self.asked: list[Json] = []
         self.answer: web.Response | None = None
+        self.connections: set[object] = set()
 
     async def review(self, request: web.Request) -> web.Response:
+        self.connections.add(request.transport)
         if self.answer is not None:
             return self.answer
         attributes = (await request.json())["spec"]["resourceAttributes"]
@@ -60,6 +62,11 @@ async def reviewed(reviewer: Reviewer, session: aiohttp.ClientSession) -> AsyncI
 async def test_with_all_rights_there_is_nothing_to_say(reviewer: Reviewer, reviewed: ApiClient) -> None:
     assert await missing_rights(reviewed, RIGHTS) == ()
     assert len(reviewer.asked) == len(RIGHTS)
+
+
+async def test_a_proxy_opens_no_connection_for_each_right(reviewer: Reviewer, reviewed: ApiClient) -> None:
+    await missing_rights(reviewed, RIGHTS)
+    assert 1 <= len(reviewer.connections) <= 4 < len(RIGHTS)
 
 
 async def test_each_missing_right_is_named_with_what_does_not_work(reviewer: Reviewer, reviewed: ApiClient) -> None:

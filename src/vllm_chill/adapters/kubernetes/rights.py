@@ -14,6 +14,7 @@ from vllm_chill.api.kinds import MODEL, POLICY
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _SECONDS = 10.0
+_AT_A_TIME = 4  # each connection is a handshake for the server, and memory here
 _OF_MODELS = "deploy/models/rbac.yaml"
 _OF_POLICIES = "deploy/policies/rbac.yaml"
 
@@ -95,10 +96,16 @@ def rights_of_policies(namespace: str) -> tuple[Right, ...]:
 
 
 async def missing_rights(api: ApiClient, rights: tuple[Right, ...], *, seconds: float = _SECONDS) -> tuple[str, ...]:
-    """A sentence for each right that is missing, or one for why that cannot be told. All are asked for at once."""
+    """A sentence for each right that is missing, or one for why that cannot be told. Some are asked for at a time."""
+    turns = asyncio.Semaphore(_AT_A_TIME)
+
+    async def is_granted(right: Right) -> bool:
+        async with turns:
+            return await _is_granted(api, right)
+
     try:
         async with asyncio.timeout(seconds):
-            granted = await asyncio.gather(*(_is_granted(api, right) for right in rights))
+            granted = await asyncio.gather(*map(is_granted, rights))
     except TimeoutError:
         return (f"whether all rights are granted is not known: the API server did not say within {seconds:g} s",)
     except ApiError as error:
