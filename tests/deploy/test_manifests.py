@@ -17,7 +17,7 @@ from vllm_chill.api.scaling_policy import parse_policy, policy_warnings
 from vllm_chill.api.vllm_model import parse_model, warnings
 from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.settings.parts import env_of
-from vllm_chill.settings.serve import Settings, load_settings
+from vllm_chill.settings.serve import Settings, load_settings, parse_controllers
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = [DEPLOY, DEPLOY / "example"]
@@ -225,9 +225,10 @@ def test_with_models_the_proxy_takes_its_arguments_and_differs_in_nothing_else(
     assert load_settings(fields | {"namespace": "ai-apps"}).models == "crd"
 
 
-def test_the_rights_for_policies_are_the_proxys() -> None:
+@pytest.mark.parametrize("part", ["policies", "variants"])
+def test_the_rights_for_policies_and_variants_are_the_proxys(part: str) -> None:
     account = only("serviceaccount.yaml", "ServiceAccount")["metadata"]
-    role, binding = objects(DEPLOY / "policies/rbac.yaml")
+    role, binding = objects(DEPLOY / part / "rbac.yaml")
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (role["kind"], role["metadata"]["name"])
     [subject] = binding["subjects"]
     assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
@@ -248,7 +249,7 @@ def test_the_rights_for_models_are_the_proxys() -> None:
 def test_kustomize_builds_the_proxy_with_its_components_in_any_namespace(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     (tmp_path / "mine").mkdir()
-    components = ["../deploy/models", "../deploy/policies"]
+    components = ["../deploy/models", "../deploy/policies", "../deploy/variants"]
     kustomization = {"namespace": "mine", "resources": ["../deploy"], "components": components}
     (tmp_path / "mine/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     built = subprocess.run(["kubectl", "kustomize", "mine"], cwd=tmp_path, capture_output=True, check=True)
@@ -257,6 +258,10 @@ def test_kustomize_builds_the_proxy_with_its_components_in_any_namespace(tmp_pat
     assert "--models=crd" in container["args"]
     for kind in ("RoleBinding", "ClusterRoleBinding"):
         assert items[kind, "vllm-chill-models"]["subjects"][0]["namespace"] == "mine"
-    for part in ("models", "policies"):
+    assert parse_controllers({one["name"]: one.get("value") for one in container["env"]}["CONTROLLERS"]) == {
+        "policies",
+        "variants",
+    }
+    for part in ("models", "policies", "variants"):
         assert items["Role", f"vllm-chill-{part}"]["metadata"]["namespace"] == "mine"
         assert items["RoleBinding", f"vllm-chill-{part}"]["subjects"][0]["namespace"] == "mine"

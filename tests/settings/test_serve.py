@@ -7,7 +7,7 @@ import pytest
 
 from vllm_chill.errors import SettingError
 from vllm_chill.settings.parts import default_text, env_of, flag_of
-from vllm_chill.settings.serve import Settings, load_settings, service_link
+from vllm_chill.settings.serve import Settings, load_settings, parse_controllers, service_link
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +136,22 @@ def test_what_kubernetes_writes_for_a_service_called_vllm_is_ignored(monkeypatch
 def test_settings_read_no_other_variable() -> None:
     assert "namespace" not in os.environ
     assert load_settings({}).namespace == "ai-apps"
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("policies", {"policies"}),
+        ("variants, policies", {"policies", "variants"}),
+        ("none", set()),
+        ("variants", {"variants"}),
+    ],
+)
+def test_controllers_are_named(said: str, names: set[str]) -> None:
+    assert parse_controllers(load_settings({"controllers": said}).controllers) == names
+
+
+@pytest.mark.parametrize("said", ["models", "none,policies", ","])
+def test_a_controller_that_there_is_not_is_refused(said: str) -> None:
+    with pytest.raises(SettingError, match=r"--controllers: .* is not accepted; give policies, variants, or both"):
+        load_settings({"controllers": said})

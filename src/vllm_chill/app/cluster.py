@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.settings.serve import parse_controllers
+from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from vllm_chill.control.policies import ScaleTargets
@@ -70,7 +73,29 @@ class Cluster:
             tasks.create_task(self._look_for_rights())
             tasks.create_task(reconciler.run())
 
-    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
+    async def control(self, autoscalers: Autoscalers, targets: ScaleTargets, metrics: Metrics) -> None:
+        controllers = parse_controllers(self._plan.settings.controllers)
+        async with asyncio.TaskGroup() as tasks:
+            if "policies" in controllers:
+                tasks.create_task(self._follow_policies(autoscalers, targets))
+            if "variants" in controllers:
+                tasks.create_task(self._look_after_variants(autoscalers, metrics))
+
+    async def _look_after_variants(self, autoscalers: Autoscalers, metrics: Metrics) -> None:
+        from vllm_chill.app.controller import control_within
+        from vllm_chill.settings.controller import load_controller_settings
+
+        serving = self._plan.settings
+        given = {"watch_namespace": serving.namespace}
+        if "POD_NAMESPACE" not in os.environ:
+            given["controller_namespace"] = serving.namespace
+        if serving.prometheus_url is not None:
+            given["prometheus_base_url"] = serving.prometheus_url
+        if serving.prometheus_token_file is not None:
+            given["prometheus_token_path"] = serving.prometheus_token_file
+        await control_within(load_controller_settings(given), self._api, metrics.registry, autoscalers)
+
+    async def _follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
         settings, log = self._plan.settings, structlog.get_logger("vllm_chill")
         first, *more = rights_of_policies(settings.namespace)
         for complaint in await missing_rights(self._api, (first,)):

@@ -14,7 +14,7 @@ from ssl import SSLContext
 from typing import Any
 
 import structlog
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_chill.adapters.engine_loads import EngineLoads
 from vllm_chill.adapters.kubernetes.client import ApiClient, connect
@@ -29,11 +29,13 @@ from vllm_chill.adapters.prometheus_loads import PrometheusLoads
 from vllm_chill.adapters.serving_certificate import from_files, self_signed
 from vllm_chill.adapters.vllm import EngineScraper
 from vllm_chill.api.variant_entries import MainSettings
+from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
 from vllm_chill.control.election import Election, new_identity
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.control.served_variants import ServedVariants
 from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.control.variant_configs import VariantConfigs
 from vllm_chill.control.variant_fleets import Held
@@ -103,6 +105,24 @@ async def control(
         log.info("ended")
 
 
+async def control_within(
+    settings: ControllerSettings, api: ApiClient, registry: CollectorRegistry, autoscalers: Autoscalers
+) -> None:
+    """Look after the variants of a proxy's namespace, until cancelled; what is told of them is on its registry."""
+    metrics = ControllerMetrics("", settings.controller_instance, registry)
+
+    async def lead() -> None:
+        direct = DirectTargets(lambda ref: _target(api, ref))
+        actuator = ServedVariants(autoscalers, direct)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(direct.run())
+            tasks.create_task(
+                look_after(settings, api, metrics, actuator=actuator, held_here=actuator.held, inventory=False)
+            )
+
+    await _led(settings, api, metrics, lead)
+
+
 async def _led(
     settings: ControllerSettings,
     api: ApiClient,
@@ -131,9 +151,10 @@ async def look_after(
     *,
     actuator: Actuator | None = None,
     held_here: Held = lambda *_: None,
+    inventory: bool = True,
 ) -> None:
     """Look after the variants until cancelled; anew whenever the main ConfigMap says something else, as what is seen
-    and measured is made from that.
+    and measured is made from that. Without `inventory` no GPUs are counted, which takes rights for the whole cluster.
     """
     log = structlog.get_logger("vllm_chill.variants")
     configs = VariantConfigs(KubernetesObjects(api), settings.controller_namespace, partial(_over, settings))
@@ -147,7 +168,7 @@ async def look_after(
                 async with contextlib.AsyncExitStack() as stack:
                     now = _with(settings, main)
                     source = await stack.enter_async_context(open_source(now, main.epp_bearer_token))
-                    variants = _variants(now, main, api, source, configs, metrics, actuator, held_here)
+                    variants = _variants(now, main, api, source, configs, metrics, actuator, held_here, inventory)
                     running = asyncio.create_task(variants.run())
                     try:
                         await _until_other(configs, main, running)
@@ -213,13 +234,16 @@ def _variants(
     metrics: ControllerMetrics,
     actuator: Actuator | None,
     held_here: Held,
+    inventory: bool,
 ) -> Variants:
     """What looks after the variants, with all that it sees and is told by. Raises SettingError."""
     namespace = settings.watch_namespace or None
     store = KubernetesObjects(api)
     interval = settings.interval.total_seconds()
     try:
-        view = VariantView(store, KubernetesKinds(api), namespace, node_selector=settings.node_selector)
+        view = VariantView(
+            store, KubernetesKinds(api), namespace, node_selector=settings.node_selector, inventory=inventory
+        )
     except ValueError as error:
         raise SettingError(f"--node-selector: {error}") from None
 

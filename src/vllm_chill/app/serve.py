@@ -130,7 +130,7 @@ async def serve(
         async def work() -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(serve_targets())
-                tasks.create_task(ground.follow_policies(autoscalers, targets))
+                tasks.create_task(ground.control(autoscalers, targets, metrics))
 
         proxy = ProxyHandler(directory, pool, metrics, options)
         admin = AdminApi(

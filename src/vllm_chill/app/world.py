@@ -19,6 +19,7 @@ from vllm_chill.control.knowledge import Served
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
 from vllm_chill.ports import CatalogueObserver, ClusterBackend, StartHistory
+from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from vllm_chill.adapters.models_file import FileModel
@@ -57,8 +58,8 @@ class Ground(Protocol):
     async def tell_models(self, observer: ModelsObserver) -> None:
         """Tell which models there are, now and after each change, until cancelled; where there is a catalogue."""
 
-    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
-        """Have targets scaled by the policies that there are, until cancelled."""
+    async def control(self, autoscalers: Autoscalers, targets: ScaleTargets, metrics: Metrics) -> None:
+        """Have targets scaled by the policies and variants that there are, until cancelled."""
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +117,7 @@ class _ThisMachine:
         observer.catalogued([model.entry for model in self._models.values()])
         await asyncio.get_running_loop().create_future()
 
-    async def follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
+    async def control(self, autoscalers: Autoscalers, targets: ScaleTargets, metrics: Metrics) -> None:
         """There are none for the commands of this machine, each of which runs once at a time."""
 
 

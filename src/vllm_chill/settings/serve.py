@@ -45,6 +45,22 @@ def _gpu_budget(value: str) -> str:
     return value
 
 
+def _controllers(value: str) -> str:
+    parse_controllers(value)
+    return value
+
+
+def parse_controllers(value: str) -> frozenset[str]:
+    """The names of the controllers in a setting. Raises ValueError for one that there is not."""
+    names = frozenset(name.strip() for name in value.split(",") if name.strip())
+    if names == {"none"}:
+        return frozenset()
+    if not names or not names <= {"policies", "variants"}:
+        raise ValueError("not names of controllers")
+    return names
+
+
+Controllers = Annotated[str, AfterValidator(_controllers)]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
 
@@ -162,6 +178,12 @@ class Settings(Declared):
         "scale", "MODE", "Scaling", "scale or recommend",
         "scale: vllm-chill writes how many replicas there are, from 0 on. recommend: it never does; it holds requests "
         "until somebody else has scaled the target, and its metrics say how many replicas it would have.",
+    )  # fmt: skip
+    controllers: Controllers = setting(
+        "policies", "CONTROLLERS", "Scaling", "policies, variants, or both with a comma between them; none for none",
+        "Which controllers run within the proxy. policies: that of vLLMScalingPolicy objects and annotations. "
+        "variants: that of VariantAutoscaling objects in the namespace, which is set up by the variables of "
+        "`vllm-chill controller`; in larger clusters it runs apart from the proxy.",
     )  # fmt: skip
     prometheus_url: Url | None = setting(
         None, "PROMETHEUS_URL", "Scaling", "an http or https URL",

@@ -114,10 +114,10 @@ class VariantMetrics(Collector):
 
 
 class ControllerMetrics:
-    """How the controller does, on a registry of its own together with what it says of variants."""
+    """How the controller does, together with what it says of variants; on a registry of its own, or a proxy's."""
 
-    def __init__(self, version: str, instance: str = "") -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, version: str, instance: str = "", registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
         self.variants = VariantMetrics(instance)
         self.registry.register(self.variants)
         self._reconciles = Counter(
