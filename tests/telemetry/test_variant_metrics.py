@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_chill.core.saturation.decision import Direction, Reason
+from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.variant_metrics import ControllerMetrics, VariantFigures
 
 
@@ -87,3 +88,12 @@ def test_visits_and_calls_are_counted() -> None:
     assert 'rest_client_requests_total{code="2xx",method="GET"} 1.0' in text
     assert 'rest_client_requests_total{code="unreachable",method="PATCH"} 1.0' in text
     assert 'rest_client_request_duration_seconds_count{verb="PATCH"} 1.0' in text
+
+
+def test_it_goes_beside_what_a_proxy_tells() -> None:
+    proxy = Metrics(CollectorRegistry(), "1")
+    metrics = ControllerMetrics("1", registry=proxy.registry)
+    metrics.variants.tell("llm/dear", figures())
+    page = proxy.exposition("")[0].decode()
+    assert "\nwva_desired_replicas{" in page
+    assert page.count("\nvllm_chill_build_info{") == 1

@@ -141,8 +141,8 @@ def _trail(steps: Sequence[Json]) -> list[str]:
 def _why(status: Json) -> str:
     trail = (status.get("decision") or {}).get("trail") or ()
     own = [one.get("text") for one in trail if one.get("replicas") is not None]
-    if own:
-        return str(own[-1])
+    if own or trail:
+        return str(own[-1] if own else trail[-1].get("text"))
     bad = [one.get("message") for one in status.get("conditions") or () if one.get("status") == "False"]
     return str(bad[0] or "") if bad else ""
 

@@ -164,9 +164,10 @@ class ControllerMetrics:
         self.misses = Gauge(
             "wva_pod_mapping_misses", "Pods of engines that belong to no variant that is known.", registry=self.registry
         )
-        Gauge("vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=self.registry).labels(
-            version
-        ).set(1)
+        if registry is None:
+            Gauge(
+                "vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=self.registry
+            ).labels(version).set(1)
 
     def visited(self, seconds: float, failed: bool) -> None:
         """Take that a model was visited."""

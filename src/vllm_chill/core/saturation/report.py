@@ -140,6 +140,8 @@ def _metrics(facts: Facts) -> Condition:
         return Condition(name, True, "ScaleFromZero", "Scaled from zero due to pending requests")
     if not variant.replicas:
         return Condition(name, None, "MetricsMissing", "The target has no replica that could be measured")
+    if not variant.ready:
+        return Condition(name, None, "MetricsMissing", "No replica is ready yet that could be measured")
     if cause:
         return Condition(name, False, "PrometheusError", f"No saturation metrics available{cause}")
     return Condition(name, False, "MetricsMissing", _MISSING)
