@@ -47,9 +47,11 @@ from vllm_chill.core.lifecycle import desired_replicas, next_deadline, step
 from vllm_chill.core.routing import DEFAULT_WAKE_PATHS, HEALTH_CHECKERS, TABLE, Entry
 from vllm_chill.core.saturation.config import DEFAULT
 from vllm_chill.core.target import Endpoint, Limits, Observation, Ready, Target, TargetRef, Unknown
-from vllm_chill.settings.parts import default_text, env_of, extra_of, flag_of
+from vllm_chill.settings.controller import ControllerSettings
+from vllm_chill.settings.parts import Declared, default_text, env_of, extra_of, flag_of
 from vllm_chill.settings.serve import Settings
 from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.telemetry.variant_metrics import ControllerMetrics
 
 DOCS = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py; a test compares it with the code. -->"
@@ -166,16 +168,7 @@ def configuration_page() -> str:
         "empty variable is unset. A value that cannot be used ends the program with exit status 2 and one line that",
         "names the setting, the value and what is accepted.",
     ]
-    group = ""
-    for name, field in Settings.model_fields.items():
-        if extra_of(field, "group") != group:
-            group = extra_of(field, "group")
-            lines += ["", f"## {group}", "", "| flag | variable | default | what | accepts |", "|---|---|---|---|---|"]
-        default = default_text(field)
-        lines.append(
-            f"| `{flag_of(name)}` | `{env_of(field)}` | {f'`{default}`' if default else ''} "
-            f"| {field.description} | {extra_of(field, 'accepts')} |"
-        )
+    lines += _settings(Settings, "##")
     lines += [
         "",
         "## VLLM_PORT in a namespace with a Service called `vllm`",
@@ -184,8 +177,34 @@ def configuration_page() -> str:
         "value is ignored with a warning. Setting `enableServiceLinks: false` in the pod avoids it, which vLLM itself",
         "needs too: it reads `VLLM_PORT` and expects a number.",
         "",
+        "## The controller of variants",
+        "",
+        "`vllm-chill controller` has settings of its own, many of which it shares with llm-d's autoscaler. Most of",
+        "those on deciding and measuring may be in the [main ConfigMap](variant-fields.md) too; it counts less than a",
+        "flag or a variable, and from the moment at which it changes.",
+        *_settings(ControllerSettings, "###"),
+        "",
     ]
     return "\n".join(lines)
+
+
+def _settings(kind: type[Declared], heading: str) -> Iterator[str]:
+    group = ""
+    for name, field in kind.model_fields.items():
+        if extra_of(field, "group") != group:
+            group = extra_of(field, "group")
+            yield from (
+                "",
+                f"{heading} {group}",
+                "",
+                "| flag | variable | default | what | accepts |",
+                "|---|---|---|---|---|",
+            )
+        default = default_text(field)
+        yield (
+            f"| `{flag_of(name)}` | `{env_of(field)}` | {f'`{default}`' if default else ''} "
+            f"| {field.description} | {extra_of(field, 'accepts')} |"
+        )
 
 
 # --- metrics ---
@@ -276,8 +295,39 @@ def metrics_page() -> str:
         "`first_token` is there if somebody waited for an answer. Starts that failed, and starts that were found under",
         "way, are in the log and in `/proxy/status` only.",
         "",
+        "## The controller of variants",
+        "",
+        "`vllm-chill controller` tells these under `/metrics` of its own; a proxy with `--controllers variants` has",
+        "them among the others. Only who leads tells of variants. [How an HPA or KEDA uses them](variants.md).",
+        "",
+        "| metric | type | labels | what |",
+        "|---|---|---|---|",
+        *_of_controller(),
+        "",
     ]
     return "\n".join(lines)
+
+
+_VARIANT = "variant, variant_name, namespace, accelerator_type"
+_CONTROLLER_LABELS = {
+    "controller_runtime_reconcile": "controller, result",
+    "controller_runtime_reconcile_errors": "controller",
+    "controller_runtime_reconcile_time_seconds": "controller",
+    "leader_election_master_status": "name",
+    "rest_client_request_duration_seconds": "verb",
+    "rest_client_requests": "method, code",
+    "vllm_chill_build_info": "version",
+    "workqueue_depth": "name",
+    "wva_pod_mapping_misses": "",
+    "wva_replica_scaling": f"{_VARIANT}, direction, reason",
+}
+
+
+def _of_controller() -> Iterator[str]:
+    for family in sorted(ControllerMetrics("0").registry.collect(), key=lambda family: family.name):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = _CONTROLLER_LABELS.get(family.name, _VARIANT)
+        yield f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
 
 
 # --- routes ---

@@ -139,7 +139,7 @@ def _trail(steps: Sequence[Json]) -> list[str]:
 
 
 def _why(status: Json) -> str:
-    trail = (status.get("decision") or {}).get("trail") or ()
+    trail = list((status.get("decision") or {}).get("trail") or ())
     own = [one.get("text") for one in trail if one.get("replicas") is not None]
     if own or trail:
         return str(own[-1] if own else trail[-1].get("text"))

@@ -57,6 +57,11 @@ class Reconciler:
         self._failures: dict[str, int] = {}
         self._work = asyncio.Semaphore(0)
 
+    @property
+    def depth(self) -> int:
+        """How many keys are due to be visited."""
+        return len(self._due)
+
     def add(self, key: str) -> None:
         """Have a key visited, now or as soon as the visit that is under way has ended."""
         self._cancel_timer(key)

@@ -123,6 +123,7 @@ class Variants:
         interval = options.interval_seconds
         self._reports = VariantReports(store, variants_of, interval_seconds=interval, wall=wall, rhythm=rhythm)
         self._work = Reconciler(self._visit, workers=options.workers, rhythm=rhythm, failed=self._failed)
+        metrics.depth.set_function(lambda: self._work.depth)
         self._models: dict[str, _Model] = {}
         self._model_of: dict[str, str] = {}  # by the key of a variant
         self._direct: dict[str, TargetRef] = {}
