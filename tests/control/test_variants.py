@@ -238,6 +238,19 @@ async def test_another_controller_goes_on_from_what_the_first_decided() -> None:
         assert stage.series("wva_desired_replicas") == {"one": decided}
 
 
+async def test_a_variant_that_went_while_nobody_looked_is_told_of_no_more() -> None:
+    async with controlling() as stage:
+        for name in ("one", "two"):
+            stage.deploy(name, 1)
+            stage.variant(name)
+        stage.engines.loads = {"one": CALM, "two": CALM}
+        await asyncio.sleep(45)
+    stage.store.remove(VARIANTS, "two")
+    async with controlling(stage=stage):
+        await asyncio.sleep(3)
+        assert stage.series("wva_desired_replicas") == {"one": 1}
+
+
 async def test_another_instances_variants_are_not_touched() -> None:
     async with controlling(instance="blue") as stage:
         stage.deploy("one", 1)

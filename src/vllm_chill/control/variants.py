@@ -146,6 +146,8 @@ class Variants:
         self._lost = None
         for key in self._sources.take(objects):
             self._variant_changed(key)
+        for key in self._metrics.variants.told - self._sources.keys():
+            self._metrics.variants.forget(key)  # it went while nobody looked
         self._configs.follow({source.namespace for source in self._sources.values()})
         self._view.want(named(one.good) for one in self._sources.values() if one.good is not None)
 

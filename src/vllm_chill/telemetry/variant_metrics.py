@@ -7,7 +7,7 @@ autoscaler that found nothing would do something else; but only by who leads, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -64,6 +64,11 @@ class VariantMetrics(Collector):
             self._told[key] = _Told(figures, {} if told is None else told.scalings)
         else:
             told.figures = figures
+
+    @property
+    def told(self) -> Set[str]:
+        """The keys of those that are told of."""
+        return self._told.keys()
 
     def desired(self, key: str) -> int | None:
         """What is told of a variant's replicas that there are to be; None if nothing is told of it."""
