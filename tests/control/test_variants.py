@@ -41,6 +41,17 @@ async def test_an_overloaded_model_is_to_have_more_of_the_cheapest() -> None:
         assert stage.actuated.told == []
 
 
+async def test_an_accelerator_is_told_as_it_was_named() -> None:
+    async with controlling() as stage:
+        stage.deploy("one", 1)
+        stage.variant("one")
+        label = {"inference.optimization/acceleratorName": "NVIDIA-H100-80GB-HBM3"}
+        stage.store.change(VARIANTS, "one", {"metadata": {"labels": label}})
+        stage.engines.loads = {"one": CALM}
+        await asyncio.sleep(45)
+        assert stage.status("one")["desiredOptimizedAlloc"]["accelerator"] == "NVIDIA-H100-80GB-HBM3"
+
+
 async def test_a_decision_is_an_event_and_a_count() -> None:
     async with controlling() as stage:
         stage.deploy("one", 1)

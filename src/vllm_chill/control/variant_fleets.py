@@ -102,7 +102,9 @@ class Fleets:
         accelerator = accelerator_of(spec, target)
         return Variant(
             key=spec.name,
-            cost=configs.cost_of(spec, accelerator, target.gpus),
+            cost=configs.cost_of(
+                spec, spec.accelerator if spec.accelerator in configs.costs else accelerator, target.gpus
+            ),
             accelerator=accelerator,
             replicas=target.replicas,
             ready=len(member.ready),
@@ -136,6 +138,8 @@ class Fleets:
 
 
 def accelerator_of(spec: VariantSpec, target: TargetFacts) -> str:
-    """What its replicas run on: as its label says, else as their nodes do, else the first of its profile."""
+    """What its replicas run on, by its short name: as its label says, else as their nodes do, else the first of its
+    profile.
+    """
     profile = spec.accelerators[0][0] if spec.accelerators else ""
     return accelerator_name(spec.accelerator) or target.accelerator or accelerator_name(profile)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -295,6 +295,8 @@ class Variants:
 
     def _told(self, member: Member, variant: Variant, own: VariantDecision) -> None:
         source, wall = member.source, self._wall()
+        # People know it by the name that they gave it.
+        variant = replace(variant, accelerator=member.spec.accelerator or variant.accelerator)
         figures = VariantFigures(
             source.name,
             source.namespace,

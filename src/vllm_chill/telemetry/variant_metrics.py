@@ -7,7 +7,7 @@ autoscaler that found nothing would do something else; but only by who leads, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -66,7 +66,7 @@ class VariantMetrics(Collector):
             told.figures = figures
 
     @property
-    def told(self) -> Set[str]:
+    def told(self) -> KeysView[str]:
         """The keys of those that are told of."""
         return self._told.keys()
 
