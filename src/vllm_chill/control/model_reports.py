@@ -23,6 +23,7 @@ from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 
 _LEAST_SECONDS = 1.0
+_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
 
 
 class ModelReports:
@@ -72,7 +73,7 @@ class ModelReports:
     async def _write(self, name: str) -> float | None:
         wait = self._written.get(name, -math.inf) + _LEAST_SECONDS - self._clock()
         if wait > 0:
-            return wait
+            return max(wait, _SHORTEST_SECONDS)
         found = self._facts(name)
         if found is None:
             return math.inf

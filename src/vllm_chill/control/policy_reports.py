@@ -30,6 +30,7 @@ from vllm_chill.ports import ObjectStore
 OVERRIDE = "vllm-chill.io/override"
 """The annotation that keeps what was asked for by hand, where the policy has no object."""
 _MOST_EVENTS = 10
+_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
 _POLLING_SECONDS = 15.0
 
 
@@ -205,7 +206,7 @@ class PolicyReports:
             return math.inf
         wait = memory.written_at + least - now
         if wait > 0:
-            return wait
+            return max(wait, _SHORTEST_SECONDS)
         memory.written_at = now
         written = await self._store.patch_status(self._policies, metadata(item)["name"], after)
         if written is not None:

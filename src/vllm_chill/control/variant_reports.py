@@ -26,6 +26,7 @@ from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 
 _MOST_EVENTS = 10
+_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class VariantReports:
             return math.inf
         wait = memory.written_at + least - now
         if wait > 0:
-            return wait
+            return max(wait, _SHORTEST_SECONDS)
         memory.written_at = now
         collection = self._namespaced(memory.source.namespace)
         written = await self._store.patch_status(collection, memory.source.name, after)
