@@ -26,6 +26,7 @@ from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 
 _MOST_EVENTS = 10
+_SOON_SECONDS = 0.001  # less than a clock may tell: to wait for it could be to wait for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class VariantReports:
         if least is None:
             return math.inf
         wait = memory.written_at + least - now
-        if wait > 0:
+        if wait > _SOON_SECONDS:
             return wait
         memory.written_at = now
         collection = self._namespaced(memory.source.namespace)
