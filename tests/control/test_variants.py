@@ -66,6 +66,22 @@ async def test_a_decision_is_an_event_and_a_count() -> None:
         assert sum(stage.series("wva_replica_scaling_total").values()) == 1
 
 
+async def test_what_is_decided_at_the_first_look_counts_and_what_another_decided_does_not() -> None:
+    async with controlling() as stage:
+        stage.deploy("one", 1)
+        stage.variant("one", maxReplicas=2)
+        stage.engines.loads = {"one": BUSY}
+        await asyncio.sleep(60)
+        assert stage.wanted("one") == 2
+        assert sum(stage.series("wva_replica_scaling_total").values()) == 1
+    stage.metrics.leads(False)
+    async with controlling(stage=stage):
+        await asyncio.sleep(3)
+        assert stage.series("wva_desired_replicas") == {"one": 2}
+        assert sum(stage.series("wva_replica_scaling_total").values()) == 0
+        assert len([one for one in stage.store.said if one.reason == "ScalingDecision"]) == 1
+
+
 async def test_what_is_calm_stays() -> None:
     async with controlling() as stage:
         stage.deploy("one", 3)

@@ -359,9 +359,8 @@ def _tls(settings: ControllerSettings, address: ListenAddress) -> SSLContext:
 
 def _target(api: ApiClient, ref: TargetRef) -> MadeTarget:
     """What scales a target directly, without being in the way of its requests."""
-    backend = UnservedBackend(
-        KubernetesBackend(api, Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)), to_zero=True
-    )
+    endpoint = Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
+    backend = UnservedBackend(KubernetesBackend(api, endpoint, explains=False), to_zero=True)
     limits = unserved(Limits(_IDLE_SECONDS, _START_SECONDS, drain_seconds=_DRAIN_SECONDS))
     controller = ScaleController(ref, limits, ProbingBackend(backend, None, direct=True), _Scales())
     return MadeTarget(controller, controller.run)

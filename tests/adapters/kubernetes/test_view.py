@@ -140,6 +140,20 @@ async def test_events_are_watched_only_while_a_pod_is_made(server: StubApi, seen
     assert len(paths(server, "events")) == 2
 
 
+async def test_who_does_not_explain_starts_looks_for_no_events_and_no_logs(server: StubApi, api: ApiClient) -> None:
+    seen = Seen()
+    backend = KubernetesBackend(api, Endpoint("vllm-svc", 80), pace=QUICK, explains=False)
+    await server.put(deployment(1))
+    watching = asyncio.create_task(backend.watch(REF, seen))
+    await server.put(CREATING)
+    await seen.until(at(Stage.CREATING))
+    await server.put(waiting("CrashLoopBackOff", restarts=3))
+    await seen.until(lambda told: told.failure is not None)
+    assert paths(server, "events") == paths(server, "log") == []
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
 async def test_a_pull_that_began_before_the_watch_is_seen(server: StubApi, seen: Seen) -> None:
     await server.put(event("Pulling", PULL))
     await server.put(event("Pulling", PULL, "another", "vllm-abc-2"))

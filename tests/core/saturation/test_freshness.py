@@ -95,6 +95,11 @@ MORE, ANEW, UNCOUNTED = (replace(IDLE, successes=count) for count in (6, 0, None
         pytest.param([(1.0, IDLE), (2.0, ANEW), (3.0, ANEW)], 1.0, id="begun anew, and unused"),
         pytest.param([(1.0, EngineLoad(rate=0.0)), (2.0, EngineLoad(rate=0.0))], None, id="a rate of 0"),
         pytest.param([(1.0, EngineLoad(rate=0.5)), (2.0, EngineLoad(rate=0.0))], 1.0, id="a rate"),
+        pytest.param(
+            [(1.0, IDLE), (2.0, replace(MORE, rate=0.1)), (90.0, replace(MORE, rate=0.1))],
+            2.0,
+            id="no longer, though the rate is still that of minutes ago",
+        ),
         pytest.param([(1.0, UNCOUNTED), (2.0, UNCOUNTED)], 2.0, id="where nobody counts answers it may be in use"),
     ],
 )

@@ -29,7 +29,8 @@ class KubernetesBackend:
     credentials need only what deploy/rbac.yaml grants.
 
     `unschedulable_seconds` is how long a pod may find no node; `pace` is that of the watches; `seen_seconds` how long
-    a write may take to come back through the watch.
+    a write may take to come back through the watch. Without `explains` nothing is looked for that only explains a start:
+    events of pods, and logs.
     """
 
     def __init__(
@@ -40,17 +41,20 @@ class KubernetesBackend:
         unschedulable_seconds: float = UNSCHEDULABLE_SECONDS,
         pace: Pace | None = None,
         seen_seconds: float = SEEN_SECONDS,
+        explains: bool = True,
     ) -> None:
         self._api = api
         self._endpoint = endpoint
         self._unschedulable_seconds = unschedulable_seconds
         self._pace = pace or Pace()
         self._seen_seconds = seen_seconds
+        self._explains = explains
         self._views: dict[TargetRef, View] = {}
         self._costs = DeletionCosts(api)
 
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
-        view = View(self._api, Terms(ref, self._endpoint, self._unschedulable_seconds), self._pace, observer)
+        terms = Terms(ref, self._endpoint, self._unschedulable_seconds)
+        view = View(self._api, terms, self._pace, observer, explains=self._explains)
         self._views[ref] = view
         try:
             await view.follow()

@@ -42,8 +42,12 @@ class View:
     `_written` who set the number of replicas.
     """
 
-    def __init__(self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer) -> None:
+    def __init__(
+        self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer, *, explains: bool = True
+    ) -> None:
+        """`explains`: somebody wants to know why a start takes so long, and credentials may see events and logs."""
         self.ref = terms.ref
+        self._explains = explains
         self._api = api
         self._terms = terms
         self._pace = pace
@@ -189,7 +193,8 @@ class View:
         now = observation(self._terms, facts, pods, time)
         if now.failure is not None and self._explains_later(pods):
             now = replace(now, failure=None)
-        self._pulls.follow(self._tasks, wanted=now.replicas > 0 and any(map(is_being_made, pods)))
+        is_pulling = self._explains and now.replicas > 0 and any(map(is_being_made, pods))
+        self._pulls.follow(self._tasks, wanted=is_pulling)
         self._look_again_at(gives_up_at(self._terms, pods, time) if now.replicas else None)
         if now != self._told:
             self._told = now
@@ -206,7 +211,7 @@ class View:
             for container in pod.containers
             if is_crash_loop(container)
         ]
-        return self._logs.read(self._tasks, crashes)
+        return self._explains and self._logs.read(self._tasks, crashes)
 
     def _look_again_at(self, time: float | None) -> None:
         if self._timer is not None:

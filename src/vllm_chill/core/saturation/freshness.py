@@ -77,10 +77,11 @@ def told(track: Track, load: EngineLoad, at: float) -> Track:
 
 
 def _was_used(load: EngineLoad, before: float | None) -> bool:
-    if load.running or load.queue or load.rate:
+    if load.running or load.queue:
         return True
     if load.successes is None:
-        return load.rate is None
+        return load.rate is None or load.rate != 0
+    # A rate is that of the last minutes, and goes on for as long after the last answer.
     return load.successes > (before or 0)
 
 
