@@ -72,7 +72,8 @@ CASES = (
 
 def serve(settings: dict[str, str], noted: Path, command: list[str]) -> None:
     """The proxy as `vllm-chill serve` runs it, with a timer that notes each long turn of its loop."""
-    from vllm_chill import app
+    from vllm_chill.app.plan import Plan
+    from vllm_chill.app.serve import run
     from vllm_chill.settings.serve import load_settings
     from vllm_chill.telemetry.logs import configure_logging
 
@@ -93,7 +94,7 @@ def serve(settings: dict[str, str], noted: Path, command: list[str]) -> None:
 
         pulse()
 
-    app.run(app.Plan(loaded, tuple(command), name="engine"), listening=began)
+    run(Plan(loaded, tuple(command), name="engine"), listening=began)
 
 
 def ask(port: int, noted: Path) -> None:

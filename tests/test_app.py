@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from vllm_chill.api.version import Build
-from vllm_chill.app import VERSION, Plan, build, is_service_of
+from vllm_chill.app import VERSION
+from vllm_chill.app.plan import Plan, is_service_of
+from vllm_chill.app.serve import build
 from vllm_chill.errors import SettingError
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.settings.parts import env_of

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
-from vllm_chill.app import Record, hold_desk
+from vllm_chill.app.targets import Record, hold_desk
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry

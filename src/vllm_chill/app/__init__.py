@@ -1,7 +1,8 @@
-"""The whole program put together: settings in, a running proxy out."""
+"""The whole program put together: settings in, a running proxy or a running controller out.
 
-from vllm_chill.app.plan import Plan, is_service_of
-from vllm_chill.app.serve import VERSION, build, run, serve
-from vllm_chill.app.targets import Record, hold_desk
+Each is imported by its own name, as the controller would otherwise carry the proxy along.
+"""
 
-__all__ = ["VERSION", "Plan", "Record", "build", "hold_desk", "is_service_of", "run", "serve"]
+from importlib.metadata import version
+
+VERSION = version("vllm-chill")

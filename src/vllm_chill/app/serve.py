@@ -11,7 +11,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from vllm_chill.api.version import Build
+from vllm_chill.app import VERSION
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
@@ -40,8 +40,6 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.server import ProxyServer
-
-VERSION = version("vllm-chill")
 
 _TURNS = 20
 

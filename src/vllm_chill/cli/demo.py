@@ -88,7 +88,8 @@ class Narrator:
 )
 def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
     """Show the whole thing on this machine with a demo engine: no model, no GPU, nothing to install."""
-    from vllm_chill import app
+    from vllm_chill.app.plan import Plan
+    from vllm_chill.app.serve import run
     from vllm_chill.settings.serve import load_settings
     from vllm_chill.telemetry.logs import configure_logging
 
@@ -111,5 +112,5 @@ def demo(port: str, idle_timeout: str, load_seconds: float) -> None:
     def welcome(host: str, bound: int) -> None:
         click.echo(_WELCOME.format(url=f"http://{host}:{bound}", idle=idle_timeout, load=load_seconds))
 
-    plan = app.Plan(settings, engine, name="demo-engine")
-    app.run(plan, recorders=(Narrator(idle_timeout),), listening=welcome)
+    plan = Plan(settings, engine, name="demo-engine")
+    run(plan, recorders=(Narrator(idle_timeout),), listening=welcome)

@@ -23,10 +23,11 @@ def serve(command: tuple[str, ...], **flags: str | None) -> None:
     With --backend process, {port} in COMMAND becomes a free port on the loopback address; the command is
     started when a request comes and ended when nobody has used it for the idle timeout.
     """
-    from vllm_chill import app
+    from vllm_chill.app.plan import Plan
+    from vllm_chill.app.serve import run
     from vllm_chill.telemetry.logs import configure_logging
 
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
-    plan = app.Plan(settings, command)
+    plan = Plan(settings, command)
     configure_logging(settings.log_format, settings.log_level)
-    app.run(plan)
+    run(plan)

@@ -88,6 +88,7 @@ class VariantSources(Mapping[str, VariantSource]):
     def __init__(self, instance: str = "") -> None:
         self._instance = instance
         self._by_key: dict[str, VariantSource] = {}
+        self._seen: Mapping[str, Json] = {}
         self._log = structlog.get_logger("vllm_chill.variants")
 
     def __getitem__(self, key: str) -> VariantSource:
@@ -101,20 +102,20 @@ class VariantSources(Mapping[str, VariantSource]):
 
     def take(self, objects: Mapping[str, Json]) -> frozenset[str]:
         """Take all objects that there are. The keys of those that came, went, or ask for something else than before."""
-        there = {}
-        for item in objects.values():
-            if not self._instance or labels_of(item).get(INSTANCE_LABEL) == self._instance:
-                source = VariantSource(item)
-                there[source.key] = source
-        changed = {key for key in self._by_key if key not in there}
-        for key in changed:
-            del self._by_key[key]
-        for key, source in there.items():
-            if self._take_one(key, source):
+        before, self._seen = self._seen, dict(objects)
+        # Nearly always it is one that has changed, of many.
+        sources = [VariantSource(item) for place, item in objects.items() if before.get(place) is not item]
+        changed = {source.key for source in sources if self._take_one(source.key, source)}
+        for place in before.keys() - objects.keys():
+            key = VariantSource(before[place]).key
+            if self._by_key.pop(key, None) is not None:
                 changed.add(key)
         return frozenset(changed)
 
     def _take_one(self, key: str, source: VariantSource) -> bool:
+        """Take an object that may have changed; whether it came, went, or asks for something else than before."""
+        if self._instance and labels_of(source.item).get(INSTANCE_LABEL) != self._instance:
+            return self._by_key.pop(key, None) is not None
         known = self._by_key.get(key)
         if known is not None and known.uid == source.uid:
             if known.is_as(source):

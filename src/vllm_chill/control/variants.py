@@ -21,6 +21,7 @@ from vllm_chill.control.reconciler import Reconciler, Rhythm
 from vllm_chill.control.scaled_kinds import Named
 from vllm_chill.control.variant_configs import VariantConfigs
 from vllm_chill.control.variant_fleets import Fleets, Held, Member
+from vllm_chill.control.variant_index import VariantIndex
 from vllm_chill.control.variant_reports import VariantReports
 from vllm_chill.control.variant_sources import VariantSource, VariantSources, variants_of
 from vllm_chill.control.variant_view import VariantView
@@ -125,7 +126,7 @@ class Variants:
         self._work = Reconciler(self._visit, workers=options.workers, rhythm=rhythm, failed=self._failed)
         metrics.depth.set_function(lambda: self._work.depth)
         self._models: dict[str, _Model] = {}
-        self._model_of: dict[str, str] = {}  # by the key of a variant
+        self._index = VariantIndex()
         self._direct: dict[str, TargetRef] = {}
         self._complained: dict[str, str] = {}
         self._lost: str | None = None
@@ -144,12 +145,14 @@ class Variants:
     def seen(self, objects: Mapping[str, Json]) -> None:
         """Take all variants that there are."""
         self._lost = None
-        for key in self._sources.take(objects):
+        changed = self._sources.take(objects)
+        for key in changed:
             self._variant_changed(key)
         for key in self._metrics.variants.told - self._sources.keys():
             self._metrics.variants.forget(key)  # it went while nobody looked
-        self._configs.follow({source.namespace for source in self._sources.values()})
-        self._view.want(named(one.good) for one in self._sources.values() if one.good is not None)
+        if changed:  # most of what is seen are statuses that were written here
+            self._configs.follow({source.namespace for source in self._sources.values()})
+            self._view.want(named(one.good) for one in self._sources.values() if one.good is not None)
 
     def lost(self, cause: str) -> None:
         """Take that the variants cannot be seen at present; those that were seen are looked after as they were."""
@@ -158,26 +161,25 @@ class Variants:
             self._log.warning("variants cannot be seen", cause=cause)
 
     def _variant_changed(self, key: str) -> None:
-        source, before = self._sources.get(key), self._model_of.pop(key, None)
+        source, before = self._sources.get(key), self._index.model_of(key)
+        self._index.drop(key)
         if source is None:
             self._forget(key)
         elif source.good is None:
             self._reports.report(source, Facts(problems=source.problems))
         else:
-            self._model_of[key] = f"{source.namespace}|{source.good.model_id}"
-        for model in {before, self._model_of.get(key)}:
+            self._index.put(key, f"{source.namespace}|{source.good.model_id}", source.good)
+        for model in {before, self._index.model_of(key)}:
             if model is not None:
                 self._work.add(model)
 
     def _target_changed(self, namespace: str, kind: str, name: str) -> None:
-        for key, model in self._model_of.items():
-            source = self._sources[key]
-            target = None if source.good is None else source.good.target
-            if target is not None and (source.namespace, target.kind, target.name) == (namespace, kind, name):
+        for model in map(self._index.model_of, self._index.of_target(namespace, kind, name)):
+            if model is not None:
                 self._work.add(model)
 
     def _config_changed(self) -> None:
-        for model in set(self._model_of.values()):
+        for model in self._index.models:
             self._work.add(model)
 
     def _forget(self, key: str) -> None:
@@ -214,7 +216,7 @@ class Variants:
         return interval if fleet is None or fleet.replicas else min(_ZERO_SECONDS, interval)
 
     def _members(self, model: str) -> tuple[Member, ...]:
-        own = (self._sources[key] for key, of in self._model_of.items() if of == model)
+        own = (self._sources[key] for key in self._index.of_model(model))
         return tuple(
             Member(
                 source,
@@ -229,13 +231,9 @@ class Variants:
     def _taken_by(self, source: VariantSource) -> str | None:
         """The older variant that scales the same target."""
         assert source.good is not None
-        rivals = (
-            other
-            for other in self._sources.values()
-            if other.namespace == source.namespace
-            and other.good is not None
-            and other.good.target == source.good.target
-        )
+        target = source.good.target
+        called_so = (self._sources[key] for key in self._index.of_target(source.namespace, target.kind, target.name))
+        rivals = (other for other in called_so if other.good is not None and other.good.target == target)
         first = min(rivals, key=lambda each: (each.created, each.key))
         return None if first is source else first.name
 
