@@ -96,13 +96,13 @@ class TestSaturation:
             scaleUpStabilization=15,
             scaleDownIncrement=3,
             scaleDownPeriod="2m",
-            scaleDownStabilization="5m",
+            scaleDownStabilization="7m",
             transitionTimeout="20m",
             enableLimiter=True,
         )
         expected = Config(
             *(Analyzer.SATURATION, 0.9, 8, 0.2, 4, 12, 0.8, 0.5, True, 0.2),
-            *(2, 30, 15, 3, 120, 300, 1200, True),
+            *(2, 30, 15, 3, 120, 420, 1200, True),
         )
         assert config(saturation=said) == expected
         assert not {name for name in Config.__slots__ if getattr(expected, name) == getattr(DEFAULT, name)}

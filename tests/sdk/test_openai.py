@@ -66,7 +66,8 @@ class TestAStreamThatIsHeld:
         async with in_front(terms=heard()) as here:
             held = await here.streamed()
             assert len(here.tap.comments) >= 3
-            assert all(comment.startswith(": waking: ") for comment in here.tap.comments)
+            assert here.tap.comments[0].startswith(": waking: ")
+            assert all(comment.startswith(": ") for comment in here.tap.comments)
             warm = await here.streamed()
             assert held == warm
             assert held[0][-1] == "stop"

@@ -101,7 +101,7 @@ class MemoryBackend:
     def _started(self) -> None:
         if self.fail_start is not None:
             self.die(self.fail_start)
-        else:
+        elif self.seen.members:  # all of them may have died before they were ready
             self.ready()
 
     def _stopped(self) -> None:
