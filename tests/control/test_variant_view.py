@@ -347,3 +347,20 @@ async def test_where_its_objects_cannot_be_watched_its_scale_is_looked_at_now_an
         stage.store.change(collection("engines"), "e", {"spec": {"replicas": 3}})
         await asyncio.sleep(16)
         assert stage.target("e", "Engine").replicas == 3
+
+
+async def test_free_gpus_are_counted_anew_when_a_node_or_a_pod_is_another_and_only_then() -> None:
+    async with viewing(None) as stage:
+        stage.store.create(NODES, node("big"))
+        await stage.settle()
+        counted = stage.view.free_gpus()
+        assert counted == {"H100": 8}
+        stage.deploy(pods=0)
+        await stage.settle()
+        assert stage.view.free_gpus() is counted
+        stage.create("pods", pod("somebody-elses", node="big", gpus=3))
+        await stage.settle()
+        assert stage.view.free_gpus() == {"H100": 5}
+        stage.store.create(NODES, node("other", gpus=1))
+        await stage.settle()
+        assert stage.view.free_gpus() == {"H100": 6}

@@ -66,6 +66,7 @@ class VariantView:
         self._lost: dict[str, str] = {}
         self._changed: dict[Key, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._free: Mapping[str, int] | None = None  # as of the last pod and node
         self._log = structlog.get_logger("vllm_chill.variants")
 
     async def run(self) -> None:
@@ -126,8 +127,10 @@ class VariantView:
         visible = self._seen.keys() - self._lost.keys()
         if not self._inventory or not visible >= {_NODES, pods}:
             return None
-        taking: Iterable[PodSeen] = self._seen[pods].values()
-        return free(self._seen[_NODES].values(), ((pod.node, pod.gpus) for pod in taking if pod.node))
+        if self._free is None:
+            taking: Iterable[PodSeen] = self._seen[pods].values()
+            self._free = free(self._seen[_NODES].values(), ((pod.node, pod.gpus) for pod in taking if pod.node))
+        return self._free
 
     # What is followed.
 
@@ -153,6 +156,8 @@ class VariantView:
     def seen(self, what: str, take: _Take | None, objects: Mapping[str, Any]) -> None:
         """Take what is kept of all objects of a collection."""
         before, self._seen[what] = self._seen.get(what, {}), objects
+        if what in {_NODES, _PODS, _EVERYONES_PODS}:
+            self._free = None
         self._lost.pop(what, None)
         if take is None:
             return

@@ -275,14 +275,14 @@ class Variants:
         return decide.restored(decide.Memory(), desired, now)
 
     def _limited(self, key: str, fleet: Fleet, decision: ModelDecision) -> ModelDecision:
-        free = self._view.free_gpus()
+        free = self._view.free_gpus() if _grows(decision) else None
         if free is None:
             return decision
         # What others were granted and do not have yet is not free either.
         others = [
             (model.fleet, model.decision)
             for other, model in self._models.items()
-            if other != key and model.fleet is not None and model.decision is not None
+            if other != key and model.fleet is not None and model.decision is not None and _grows(model.decision)
         ]
         return limit([*others, (fleet, decision)], free)[-1]
 
@@ -368,6 +368,10 @@ class Variants:
 def named(spec: VariantSpec) -> Named:
     """A variant's target, as it is looked for."""
     return Named(spec.target.api_version, spec.target.kind, spec.namespace, spec.target.name)
+
+
+def _grows(decision: ModelDecision) -> bool:
+    return any(variant.direction is Direction.UP for variant in decision.variants.values())
 
 
 def _of(member: Member, fleet: Fleet | None) -> Variant | None:
