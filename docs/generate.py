@@ -318,7 +318,7 @@ _CONTROLLER_LABELS = {
     "rest_client_requests": "method, code",
     "vllm_chill_build_info": "version",
     "workqueue_depth": "name",
-    "wva_pod_mapping_misses": "",
+    "wva_pod_mapping_miss": "",
     "wva_replica_scaling": f"{_VARIANT}, direction, reason",
 }
 

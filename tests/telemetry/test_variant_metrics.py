@@ -82,7 +82,9 @@ def test_visits_and_calls_are_counted() -> None:
     metrics.visited(0.3, True)
     metrics.called("GET", "2xx", 0.01)
     metrics.called("PATCH", "unreachable", 5.0)
+    metrics.missed(2)
     text = "\n".join(lines(metrics, ""))
+    assert "wva_pod_mapping_miss_total 2.0" in text
     assert 'controller_runtime_reconcile_total{controller="variantautoscaling",result="error"} 1.0' in text
     assert 'controller_runtime_reconcile_errors_total{controller="variantautoscaling"} 1.0' in text
     assert 'rest_client_requests_total{code="2xx",method="GET"} 1.0' in text

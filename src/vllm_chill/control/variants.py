@@ -129,6 +129,7 @@ class Variants:
         self._index = VariantIndex()
         self._direct: dict[str, TargetRef] = {}
         self._complained: dict[str, str] = {}
+        self._misses = 0
         self._lost: str | None = None
         view.on_change = self._target_changed
         configs.on_change = self._config_changed
@@ -197,7 +198,8 @@ class Variants:
             failed = False
         finally:
             self._metrics.visited(self._now() - begun, failed)
-            self._metrics.misses.set(self._view.misses)
+            self._metrics.missed(self._view.misses - self._misses)
+            self._misses = self._view.misses
         self._complained.pop(model, None)
         return pause
 

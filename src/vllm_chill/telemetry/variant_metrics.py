@@ -166,8 +166,10 @@ class ControllerMetrics:
             ("name",),
             registry=self.registry,
         ).labels(_CONTROLLER)
-        self.misses = Gauge(
-            "wva_pod_mapping_misses", "Pods of engines that belong to no variant that is known.", registry=self.registry
+        self._misses = Counter(
+            "wva_pod_mapping_miss_total",
+            "How often a pod of an engine was found that belongs to no variant that is known.",
+            registry=self.registry,
         )
         if registry is None:
             Gauge(
@@ -180,6 +182,10 @@ class ControllerMetrics:
         self._reconciles.labels(_CONTROLLER, "error" if failed else "success").inc()
         if failed:
             self._errors.inc()
+
+    def missed(self, pods: int) -> None:
+        """Take that so many pods of engines were found that belong to no variant that is known."""
+        self._misses.inc(pods)
 
     def called(self, verb: str, outcome: str, seconds: float) -> None:
         """Take that the API server was called: the outcome is 2xx to 5xx, or unreachable."""
