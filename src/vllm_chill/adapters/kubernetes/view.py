@@ -42,9 +42,7 @@ class View:
     `_written` who set the number of replicas.
     """
 
-    def __init__(
-        self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer, *, explains: bool = True
-    ) -> None:
+    def __init__(self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer, *, explains: bool = True) -> None:
         """`explains`: somebody wants to know why a start takes so long, and credentials may see events and logs."""
         self.ref = terms.ref
         self._explains = explains
