@@ -1,8 +1,8 @@
 """Targets that are scaled and not served: no request comes to them through this proxy, and none could wake them.
 
 The rule: their last replica is never taken here, whatever becomes of it, but for those that whoever scales them also
-wakes. What cannot start is for whoever runs it to mend, as with HPA. Of no replica it is known here what it is at, so the
-cluster chooses which go.
+wakes. What cannot start is for whoever runs it to mend, as with HPA. Of no replica it is known here what it is at, so
+the cluster chooses which go.
 """
 
 from __future__ import annotations
