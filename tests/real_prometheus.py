@@ -17,16 +17,19 @@ import pytest
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, config: Mapping[str, Any], web_config: Mapping[str, Any] | None = None
+    folder: Path, config: Mapping[str, Any], web_config: Mapping[str, Any] | None = None, *, port: int = 0
 ) -> AsyncIterator[int]:
-    """The port on 127.0.0.1 of one with this configuration, which may not listen yet. Its files are in the folder."""
+    """The port on 127.0.0.1 of one with this configuration, which may not listen yet. Its files are in the folder, and
+    what one before it left there it has too. 0 for `port`: any that is free.
+    """
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("no prometheus on this machine: Debian's package of that name has it")
     (folder / "prometheus.yml").write_text(json.dumps(config))
     (folder / "web.yml").write_text(json.dumps(web_config or {}))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
+    if not port:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         program,
         f"--config.file={folder}/prometheus.yml",

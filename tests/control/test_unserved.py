@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.autoscaler import Autoscaler
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.unserved import UnservedBackend, unserved
-from vllm_chill.core.target import Limits, Ready, Waking
+from vllm_chill.core.target import Limits, Ready, TargetRef, Waking
 from vllm_chill.errors import BackendRefused
 
 pytestmark = pytest.mark.looptime(start=100)
@@ -63,3 +64,25 @@ async def test_it_is_not_put_to_sleep_by_any_way() -> None:
     with pytest.raises(BackendRefused, match="not served here"):
         await UnservedBackend(inner).scale(REF, 0)
     assert inner.writes == []
+
+
+async def test_of_none_it_is_known_what_it_is_at_so_none_is_chosen_to_go() -> None:
+    inner = _Told(HERE, replicas=3)
+    controller = ScaleController(REF, unserved(_LIMITS), UnservedBackend(inner), Nobody())
+    running = asyncio.create_task(controller.run())
+    await asyncio.sleep(1)
+    controller.recommend("policy", 1)
+    await asyncio.sleep(60)
+    assert (inner.seen.replicas, inner.chosen) == (1, [()])
+    running.cancel()
+    await asyncio.wait([running])
+
+
+class _Told(MemoryBackend):
+    """`chosen` has who was to go at each write."""
+
+    chosen: list[tuple[str, ...]]
+
+    async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
+        self.chosen = [*getattr(self, "chosen", []), tuple(doomed)]
+        await super().scale(ref, replicas, doomed=doomed)

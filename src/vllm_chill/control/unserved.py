@@ -1,7 +1,8 @@
 """Targets that are scaled and not served: no request comes to them through this proxy, and none could wake them.
 
 The rule: their last replica is never taken here, whatever becomes of it, but for those that whoever scales them also
-wakes. What cannot start is for whoever runs it to mend, as with HPA.
+wakes. What cannot start is for whoever runs it to mend, as with HPA. Of no replica it is known here what it is at, so
+the cluster chooses which go.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class UnservedBackend:
         if not replicas and not self._to_zero:
             raise BackendRefused(f"{ref} is not served here, so it is not put to sleep")
         try:
-            await self._inner.scale(ref, replicas, doomed=doomed)
+            await self._inner.scale(ref, replicas)
         except BackendRefused as error:
             raise BackendUnavailable(error.message) from error
 

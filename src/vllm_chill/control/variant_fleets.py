@@ -112,6 +112,7 @@ class Fleets:
             max_replicas=spec.max_replicas,
             gpus=target.gpus,
             loads=self._loads.loads(spec.namespace, member.ready),
+            unplaced=target.unplaced,
         )
 
     def _weighed(self, members: Sequence[Member], variants: Sequence[Variant]) -> tuple[Variant, ...]:

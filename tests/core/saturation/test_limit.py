@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -55,6 +56,12 @@ class TestLimiting:
 
     def test_more_gpus_in_use_than_there_are_is_none_free(self) -> None:
         assert numbers(limit([wish("chat", (on("H100", "a", 1), 2))], {"H100": -3})) == [{"a": 1}]
+
+    def test_what_was_asked_for_and_has_no_node_yet_takes_what_is_free(self) -> None:
+        coming = replace(on("H100", "a", 2, gpus=2), unplaced=1)
+        assert numbers(limit([wish("chat", (coming, 4))], {"H100": 5})) == [{"a": 3}]
+        others = wish("code", (replace(on("H100", "b", 9), unplaced=7), 9))
+        assert numbers(limit([others, wish("chat", (on("H100", "a", 2), 4))], {"H100": 5})) == [{"b": 9}, {"a": 2}]
 
     def test_without_gpus_none_are_needed(self) -> None:
         before = wish("chat", (on("H100", "a", gpus=0), 2))

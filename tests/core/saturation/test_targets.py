@@ -90,7 +90,8 @@ def test_a_target_is_what_it_says_and_what_its_pods_are() -> None:
     assert (facts.replicas, facts.existing, facts.ready, facts.generation, facts.gpus) == (3, 2, 1, 2, 4)
     assert (facts.deleted, facts.accelerator, facts.labels) == (False, "", {"model": "m"})
     a, b = PodPlace("a", Endpoint("10.0.0.1", 8000)), PodPlace("b", Endpoint("10.0.0.2", 8000))
-    assert facts.pods == (TargetPod(a, True, READY_AT), TargetPod(b, False, READY_AT))
+    assert facts.pods == (TargetPod(a, True, READY_AT, placed=False), TargetPod(b, False, READY_AT, placed=False))
+    assert facts.unplaced == 3
     assert facts.ready_places == (a,)
 
 

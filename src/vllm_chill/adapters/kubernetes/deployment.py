@@ -29,8 +29,8 @@ class KubernetesBackend:
     credentials need only what deploy/rbac.yaml grants.
 
     `unschedulable_seconds` is how long a pod may find no node; `pace` is that of the watches; `seen_seconds` how long
-    a write may take to come back through the watch. Without `explains` nothing is looked for that only explains a
-    start: events of pods, and logs.
+    a write may take to come back through the watch. Without `explains` nothing is looked for that does no more than
+    explain a start: events of pods, and logs.
     """
 
     def __init__(

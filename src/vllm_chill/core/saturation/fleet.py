@@ -30,9 +30,10 @@ class Variant:
     """One variant: a target that serves the model with a certain kind of replica.
 
     `cost` is that of one replica, `capacity` what one replica takes on compared to one of the other variants, and
-    `gpus` how many GPUs it has. `replicas` is what its target is asked to have, `ready` how many of them are ready;
-    `loads` are of those that are ready and have told something not long ago. `max_replicas` None: any number. `key` is
-    the name of its object, as no other of the namespace has it; `accelerator` is "" if it is not known.
+    `gpus` how many GPUs it has. `replicas` is what its target is asked to have, `ready` how many of them are ready, and
+    `unplaced` how many have no node yet, on which they will take their GPUs; `loads` are of those that are ready and
+    have told something not long ago. `max_replicas` None: any number. `key` is the name of its object, as no other of
+    the namespace has it; `accelerator` is "" if it is not known.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Variant:
     gpus: int = 1
     capacity: float = 1.0
     loads: tuple[ReplicaLoad, ...] = ()
+    unplaced: int = 0
 
     @property
     def untold(self) -> int:

@@ -1,8 +1,8 @@
 """The GPUs that there are, dealt out to what is to grow. Pure.
 
-The rule: nothing grows by more than the GPUs that are free, in whole replicas, and what is left over when a model did
-not get all is not given to one of a lower priority, which could keep it from ever getting any. Shrinking always may
-be, and what it frees counts when it is free.
+The rule: nothing grows by more than the GPUs that are free, in whole replicas, and what replicas that were asked for
+will take is not free. What is left over when a model did not get all is not given to one of a lower priority, which
+could keep it from ever getting any. Shrinking always may be, and what it frees counts when it is free.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def limit(decisions: Sequence[tuple[Fleet, ModelDecision]], free: Mapping[str, i
     """
     limited = [dict(decision.variants) for _, decision in decisions]
     left = {accelerator: max(0, count) for accelerator, count in free.items()}
+    for fleet, _ in decisions:
+        for variant in fleet.variants:
+            if variant.accelerator in left:
+                left[variant.accelerator] = max(0, left[variant.accelerator] - variant.unplaced * variant.gpus)
     short: dict[str, int] = {}  # the priority of whoever did not get all, by accelerator
     for wish in sorted(_wishes(decisions), key=lambda wish: wish.turn):
         variant, decision = wish.variant, wish.decision

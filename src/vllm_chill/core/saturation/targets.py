@@ -76,12 +76,13 @@ class WorkloadSeen:
 @dataclass(frozen=True, slots=True)
 class TargetPod:
     """A replica that exists, and is not on its way out; `since` is since when it is ready or not, in seconds since
-    1970, None where nobody says.
+    1970, None where nobody says. `placed`: it has a node.
     """
 
     place: PodPlace
     ready: bool
     since: float | None = None
+    placed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,11 @@ class TargetFacts:
     def ready_places(self) -> tuple[PodPlace, ...]:
         """Where its ready pods are."""
         return tuple(pod.place for pod in self.pods if pod.ready)
+
+    @property
+    def unplaced(self) -> int:
+        """How many of the replicas that it is asked to have take no GPU on any node yet."""
+        return max(0, self.replicas - sum(pod.placed for pod in self.pods))
 
 
 def pod_seen(pod: Json) -> PodSeen | None:
@@ -194,7 +200,7 @@ def target_facts(seen: WorkloadSeen, pods: Sequence[PodSeen], node: Callable[[st
         gpus=seen.gpus or of_pods or 1,
         accelerator=_accelerator(live, node) or seen.accelerator,
         labels=dict(seen.labels),
-        pods=tuple(TargetPod(PodPlace(pod.name, pod.endpoint), pod.ready, pod.since) for pod in live),
+        pods=tuple(TargetPod(PodPlace(pod.name, pod.endpoint), pod.ready, pod.since, bool(pod.node)) for pod in live),
     )
 
 
