@@ -7,10 +7,10 @@ anything that acts on them, in five namespaces; half of the variants are in pair
 Prometheus scrapes a page with vLLM's series of all replicas, whose values move a little each time, and the
 controller's own page. `vllm-chill controller` is a process of its own, with the credentials that a pod has.
 
-CPU is the user's and the system's time of that process alone. A cycle is one decision on every model; it is measured
-with short ones, `per minute` is what they cost every 60 s, which is the controller's default. Then every replica comes
-to be loaded at once, and four cycles later the decisions that changed since and what they cost are counted. A turn is
-the longest that the event loop had the CPU at a stretch.
+CPU is the user's and the system's time of that process alone. A cycle is one decision on every model: here they are
+short, and the controller's own are of 60 s (`--interval 60`). Then every replica comes to be loaded at once, and 40 s
+later, or one cycle and a half, it is counted how many decisions came of it, and what they cost besides the cycles. A
+turn is the longest that the event loop had the CPU at a stretch.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _NAMESPACES = 5
 _NODE_GPUS = 8
 _SCRAPE_SECONDS = 5
 _AT_A_TIME = 16
-_SETTLE_CYCLES = 2
-_CHANGE_CYCLES = 4
+_SETTLE_SECONDS = 20
+_CHANGE_SECONDS = 40
 _START_SECONDS = 180.0
 _QUERIES = "prometheus_http_requests_total"
 _HOME = "workload-variant-autoscaler-system"
@@ -347,6 +347,7 @@ class Measured:
     """
 
     variants: int
+    interval: int
     cycle_cpu: float
     cycle_turn: float
     visits: float
@@ -362,8 +363,8 @@ class Measured:
 
     @property
     def cpu_m(self) -> float:
-        """In thousandths of a core, with a cycle every 60 s."""
-        return self.cycle_cpu / 60
+        """In thousandths of a core."""
+        return self.cycle_cpu / self.interval
 
 
 async def measured(count: int, interval: int, cycles: int, flags: Sequence[str]) -> Measured:
@@ -382,23 +383,25 @@ async def measured(count: int, interval: int, cycles: int, flags: Sequence[str])
         flags = ("--interval", f"{interval}s", *flags)
         controller = await stack.enter_async_context(controlling(server, prometheus, metrics, notes, flags))
         await controller.until_told(count)
-        await asyncio.sleep(_SETTLE_CYCLES * interval)
+        await asyncio.sleep(max(_SETTLE_SECONDS, interval))
         began = await controller.read()
         await asyncio.sleep(cycles * interval)
         steady = await controller.read()
         engines.busy = True
-        await asyncio.sleep(_CHANGE_CYCLES * interval)
+        changing = max(_CHANGE_SECONDS, 3 * interval // 2)
+        await asyncio.sleep(changing)
         changed = await controller.read()
         cycle = (steady.cpu - began.cpu) / cycles
         return Measured(
             count,
+            interval,
             1000 * cycle,
             longest_ms(notes, began.at_ns, steady.at_ns),
             (steady.visits - began.visits) / cycles,
             {verb: calls / cycles for verb, calls in sorted((steady.calls - began.calls).items())},
             (steady.queries - began.queries) / cycles,
             changed.decisions - steady.decisions,
-            1000 * (changed.cpu - steady.cpu - _CHANGE_CYCLES * cycle),
+            1000 * (changed.cpu - steady.cpu - changing / interval * cycle),
             longest_ms(notes, steady.at_ns, changed.at_ns),
             dict(sorted((changed.calls - steady.calls).items())),
             *controller.memory(),
@@ -424,13 +427,18 @@ def lines(found: Measured) -> Iterator[str]:
 
 
 HEAD = (
-    f"{'':8}{'a cycle':>10}{'/minute':>9}{'turn':>6}{'':17}{'resident, MiB':>20}   the API server's\n"
+    f"{'':8}{'a cycle':>10}{'':9}{'turn':>6}{'':17}{'resident, MiB':>20}   the API server's\n"
     f"variants{'CPU, ms':>10}{'CPU, m':>9}{'ms':>6}{'visits':>8}{'queries':>9}{'now':>8}{'own':>6}{'most':>6}"
     "   calls in a cycle"
 )
 
 
 def verdicts(all_found: Sequence[Measured]) -> Iterator[str]:
+    none = next((found.cycle_cpu for found in all_found if not found.variants), 0.0)
+    each = [
+        f"{(found.cycle_cpu - none) / found.variants:.1f} of {found.variants}" for found in all_found if found.variants
+    ]
+    yield f"ms of a cycle for each variant: {', '.join(each)}"
     for found in all_found:
         if found.variants == GOAL_VARIANTS:
             cpu = "met" if found.cpu_m < CPU_GOAL_M else "MISSED"

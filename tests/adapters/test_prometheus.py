@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,3 +218,13 @@ def test_no_answer_is_too_much(noise: bytes) -> None:
         one_number("up", noise)
     with pytest.raises(BackendUnavailable):
         all_series("up", noise)
+
+
+async def test_an_answer_of_very_many_series_is_read_beside_the_event_loop() -> None:
+    found = [{"metric": {"pod": f"pod-{i}"}, "value": [1.0, "1"]} for i in range(30_000)]
+    async with Api(answer("vector", found)).listening() as api, Prometheus(api.url) as prometheus:
+        begun = time.thread_time()
+        assert len(all_series("up", api.text.encode())) == len(found)
+        reading, begun = time.thread_time() - begun, time.thread_time()
+        assert len(await prometheus.vector("up")) == len(found)
+        assert time.thread_time() - begun < reading / 2

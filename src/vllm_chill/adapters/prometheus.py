@@ -23,6 +23,7 @@ _SECONDS = 10.0
 _PAUSES = (0.25, 0.5, 1.0)
 _NUMBER_BYTES = 1 << 20
 _VECTOR_BYTES = 64 << 20
+_MANY_BYTES = 64 << 10  # from here on, reading it would hold the event loop up
 _AT_A_TIME = 8
 _AGGREGATE = "aggregate it, as in sum(…)"
 _LINE = 200
@@ -73,7 +74,10 @@ class Prometheus:
 
         Raises BackendUnavailable: it does not answer, it refuses the expression, or that is no instant vector.
         """
-        return all_series(expression, await self._ask(expression, _VECTOR_BYTES))
+        answer = await self._ask(expression, _VECTOR_BYTES)
+        if len(answer) < _MANY_BYTES:
+            return all_series(expression, answer)
+        return await asyncio.to_thread(all_series, expression, answer)
 
     async def _ask(self, expression: str, most_bytes: int) -> bytes:
         async with self._turns:

@@ -50,7 +50,10 @@ class PrometheusLoads:
         answers = dict(zip(asked, await asyncio.gather(*map(self._vector, asked.values())), strict=True))
         told = {figure: answer for figure, answer in answers.items() if not isinstance(answer, str)}
         failures = {figure: answer for figure, answer in answers.items() if isinstance(answer, str)}
-        return Scraped(told, failures) if told else failures[Figure.KV]
+        if not told:
+            return failures[Figure.KV]
+        # Of hundreds of replicas it takes longer than a request may be held up for, where a proxy is in this process.
+        return await asyncio.to_thread(Scraped, told, failures)
 
     async def _vector(self, expression: str) -> list[Series] | str:
         try:
