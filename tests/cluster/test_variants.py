@@ -179,9 +179,10 @@ async def test_an_hpa_follows_what_is_wanted_for_a_load_that_comes_and_goes(
                 await variants.until_ready("cheap", 2, START_SECONDS)
                 ready = time.monotonic()
 
+                assert variants.numbers("dear") == [0], "the cheap one first, up to its maxReplicas"
                 crowd.grow_to(3 * SOME)
+                await variants.until_desired("cheap", 3)
                 await variants.until_desired("dear", 1)
-                assert variants.numbers("cheap")[-1] == 3, "the cheap one first, up to its maxReplicas"
                 await variants.until_ready("dear", 1, START_SECONDS)
                 assert never_shrank(variants.numbers("cheap"))
 
