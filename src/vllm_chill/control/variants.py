@@ -280,11 +280,12 @@ class Variants:
         free = self._view.free_gpus() if _grows(decision) else None
         if free is None:
             return decision
-        # What others were granted and do not have yet is not free either.
+        # What others were granted, or asked for, and do not have yet is not free either.
         others = [
             (model.fleet, model.decision)
             for other, model in self._models.items()
-            if other != key and model.fleet is not None and model.decision is not None and _grows(model.decision)
+            if other != key and model.fleet is not None and model.decision is not None
+            if _grows(model.decision) or any(variant.unplaced for variant in model.fleet.variants)
         ]
         return limit([*others, (fleet, decision)], free)[-1]
 
