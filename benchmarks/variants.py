@@ -9,8 +9,8 @@ controller's own page. `vllm-chill controller` is a process of its own, with the
 
 CPU is the user's and the system's time of that process alone. A cycle is one decision on every model: here they are
 short, and the controller's own are of 60 s (`--interval 60`). Then every replica comes to be loaded at once, and 40 s
-later, or one cycle and a half, it is counted how many decisions came of it, and what they cost besides the cycles. A
-turn is the longest that the event loop had the CPU at a stretch.
+later, or one cycle and a half, it is counted how many decisions came of it, and what all of that time cost. A turn is
+the longest that the event loop had the CPU at a stretch.
 """
 
 from __future__ import annotations
@@ -401,7 +401,7 @@ async def measured(count: int, interval: int, cycles: int, flags: Sequence[str])
             {verb: calls / cycles for verb, calls in sorted((steady.calls - began.calls).items())},
             (steady.queries - began.queries) / cycles,
             changed.decisions - steady.decisions,
-            1000 * (changed.cpu - steady.cpu - changing / interval * cycle),
+            1000 * (changed.cpu - steady.cpu),
             longest_ms(notes, steady.at_ns, changed.at_ns),
             dict(sorted((changed.calls - steady.calls).items())),
             *controller.memory(),
@@ -421,7 +421,7 @@ def lines(found: Measured) -> Iterator[str]:
     )
     if found.changes:
         yield (
-            f"{'changed:':>10} {found.changes:.0f} decisions, {found.change_cpu:.0f} ms,"
+            f"{'changed:':>10} {found.changes:.0f} decisions, {found.change_cpu:.0f} ms of CPU in all,"
             f" the longest turn {found.change_turn:.0f} ms, {by_verb(found.change_calls, 0)}"
         )
 
