@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from vllm_chill.control.reconciler import Reconciler
+from vllm_chill.control.told import Complaints, Told
 from vllm_chill.control.workloads import ModelController
 from vllm_chill.core.model_status import USED_SECONDS, Facts, Memory, is_worth_writing, status_of
 from vllm_chill.core.objects import Collection, Json, metadata
@@ -23,7 +24,6 @@ from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
 
 _LEAST_SECONDS = 1.0
-_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
 
 
 class ModelReports:
@@ -46,9 +46,8 @@ class ModelReports:
         self._clock = asyncio.get_running_loop().time
         self._work = Reconciler(self._write, failed=self._failed)
         self._memories: dict[str, Memory] = {}
-        self._written: dict[str, float] = {}
-        self._last: dict[str, tuple[int, Json]] = {}
-        self._complained: dict[str, str] = {}
+        self._told: dict[str, Told] = {}
+        self._complaints = Complaints()
 
     async def run(self) -> None:
         """Write what has changed, until cancelled."""
@@ -61,8 +60,9 @@ class ModelReports:
 
     def forget(self, name: str) -> None:
         """Take that a model is gone."""
-        for known in (self._memories, self._written, self._last, self._complained):
-            known.pop(name, None)
+        self._memories.pop(name, None)
+        self._told.pop(name, None)
+        self._complaints.forget(name)
 
     def _remember(self, name: str) -> Memory:
         memory, controller = self._memories.get(name, Memory()), self._controller_of(name)
@@ -71,30 +71,24 @@ class ModelReports:
         return memory
 
     async def _write(self, name: str) -> float | None:
-        wait = self._written.get(name, -math.inf) + _LEAST_SECONDS - self._clock()
-        if wait > 0:
-            return max(wait, _SHORTEST_SECONDS)
+        told = self._told.get(name) or Told()
+        wait = told.wait(_LEAST_SECONDS, self._clock())
+        if wait:
+            return wait
         found = self._facts(name)
         if found is None:
             return math.inf
         item, facts = found
-        before = self._before(name, item)
+        before = told.before(item)
         after = status_of(
             self._with_memory(facts, self._remember(name)), before, metadata(item)["generation"], self._text(0)
         )
         if is_worth_writing(before, after):
-            self._written[name] = self._clock()
-            written = await self._store.patch_status(self._models, name, after)
-            if written is not None:
-                self._last[name] = int(metadata(written)["resourceVersion"]), {**before, **after}
-            self._complained.pop(name, None)
+            self._told[name] = told
+            told.written_at = self._clock()
+            told.wrote(before, after, await self._store.patch_status(self._models, name, after))
+            self._complaints.forget(name)
         return USED_SECONDS if self._is_used(facts) else None
-
-    def _before(self, name: str, item: Json) -> Json:
-        # The watch may not have told yet of what was written last.
-        version, written = self._last.get(name, (0, {}))
-        status: Json = item.get("status") or {}
-        return written if version > int(metadata(item)["resourceVersion"]) else status
 
     def _with_memory(self, facts: Facts, memory: Memory) -> Facts:
         used = None if memory.last_used is None else self._text(self._clock() - memory.last_used)
@@ -107,6 +101,5 @@ class ModelReports:
         return timestamp(datetime.fromtimestamp(self._wall_clock() - seconds_ago, UTC))
 
     def _failed(self, name: str, error: BackendError, pause: float) -> None:
-        if self._complained.get(name) != error.message:
-            self._complained[name] = error.message
+        if self._complaints.is_new(name, error.message):
             structlog.get_logger("vllm_chill.models").warning("no status", model=name, cause=error.message)

@@ -6,19 +6,20 @@ decided by. What was asked for by hand is kept where the policy is, so that it o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
 from vllm_chill.control.autoscaler import Autoscaler, Rescale
 from vllm_chill.control.policy_sources import ANNOTATED, objects_of
 from vllm_chill.control.reconciler import Reconciler, Rhythm
+from vllm_chill.control.told import Complaints, Event, Teller, Told
 from vllm_chill.core.objects import Collection, Json, annotations_of, metadata
 from vllm_chill.core.phrases import timestamp
 from vllm_chill.core.scaling.override import Override, read, told
@@ -29,8 +30,6 @@ from vllm_chill.ports import ObjectStore
 
 OVERRIDE = "vllm-chill.io/override"
 """The annotation that keeps what was asked for by hand, where the policy has no object."""
-_MOST_EVENTS = 10
-_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
 _POLLING_SECONDS = 15.0
 
 
@@ -51,13 +50,6 @@ class Reported:
     absent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    reason: str
-    message: str
-    warning: bool = False
-
-
 @dataclass(slots=True)
 class _Memory:
     """What was told of a policy already. Times are put into words once, as they would differ by a second else."""
@@ -70,10 +62,7 @@ class _Memory:
     override_kept: str | None = None
     problems: tuple[str, ...] = ()
     taken_by: str | None = None
-    events: list[_Event] = field(default_factory=list)
-    written_at: float = -math.inf
-    version: int = 0
-    status: Json = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
 
 
 class PolicyReports:
@@ -90,11 +79,11 @@ class PolicyReports:
         self._store = store
         self._policies = policies
         self._wall = wall
-        self._clock = asyncio.get_running_loop().time
+        self._teller = Teller(store, wall)
         self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm)
         self._reported: dict[str, Reported] = {}
         self._memories: dict[str, _Memory] = {}
-        self._complained: dict[str, str] = {}
+        self._complaints = Complaints()
 
     async def run(self) -> None:
         """Write what has changed, until cancelled."""
@@ -121,8 +110,9 @@ class PolicyReports:
 
     def forget(self, key: str) -> None:
         """Take that a policy is gone."""
-        for known in (self._reported, self._memories, self._complained):
-            known.pop(key, None)
+        self._reported.pop(key, None)
+        self._memories.pop(key, None)
+        self._complaints.forget(key)
 
     def _begin(self, key: str, reported: Reported) -> None:
         """Take a policy's target over as it is; what was asked for by hand before goes on."""
@@ -147,33 +137,28 @@ class PolicyReports:
         if reported.taken_by != memory.taken_by:
             memory.taken_by = reported.taken_by
             if reported.taken_by is not None:
-                memory.events.append(_Event("Conflict", f"its target is scaled by {reported.taken_by}", warning=True))
+                memory.told.add([Event("Conflict", f"its target is scaled by {reported.taken_by}", warning=True)])
         if reported.scaler is not None:
             self._take_changes(reported.scaler, memory)
-        del memory.events[:-_MOST_EVENTS]
 
     def _take_problems(self, reported: Reported, memory: _Memory) -> None:
         if reported.problems:
             kept = "; its earlier version is in force" if reported.policy is not None else ""
             message = f"it is not accepted{kept}: {'; '.join(reported.problems)}"
-            memory.events.append(_Event("NotAccepted", message, warning=True))
+            memory.told.add([Event("NotAccepted", message, warning=True)])
 
     def _take_changes(self, scaler: Autoscaler, memory: _Memory) -> None:
         rescale, conflict, override = scaler.rescale, scaler.conflict, scaler.override
         if rescale is not None and rescale is not memory.rescale:
             memory.rescale = rescale
             memory.last_scale = timestamp(self._wall() + timedelta(seconds=rescale.at - scaler.controller.now()))
-            memory.events.append(_event_of(rescale))
+            memory.told.add([_event_of(rescale)])
         if conflict != memory.conflict:
             memory.conflict = conflict
-            memory.events.append(
-                _Event("ConflictOver", "nobody else scales the target any more")
-                if conflict is None
-                else _Event("Conflict", f"{conflict}; nothing is written until it no longer does", warning=True)
-            )
+            memory.told.add([_event_of_conflict(conflict)])
         if override is not memory.override:
             memory.override, memory.override_said = override, self._said(scaler, override)
-            memory.events.append(_event_of_override(override, memory.override_said))
+            memory.told.add([_event_of_override(override, memory.override_said)])
 
     def _said(self, scaler: Autoscaler, override: Override | None) -> Json | None:
         return None if override is None else told(override, scaler.controller.now(), self._wall())
@@ -185,33 +170,21 @@ class PolicyReports:
         if reported is None:
             return math.inf
         memory = self._memories[key]
-        while memory.events:
-            event = memory.events.pop(0)
-            with contextlib.suppress(BackendError):  # the status and the log say it too
-                await self._store.record(reported.about, event.reason, event.message, warning=event.warning)
+        await self._teller.say(reported.about, memory.told)
         if reported.is_object:
             return await self._write(reported, memory)
         await self._keep_override(reported, memory)
         return math.inf
 
     async def _write(self, reported: Reported, memory: _Memory) -> float:
-        item, now = reported.about, self._clock()
-        # The watch may not have told yet of what was written last.
-        is_newer = memory.version > int(metadata(item)["resourceVersion"])
-        before: Json = memory.status if is_newer else item.get("status") or {}
-        after = status_of(_facts(reported, memory), before, metadata(item)["generation"], timestamp(self._wall()))
         polling = _POLLING_SECONDS if reported.policy is None else reported.policy.polling_seconds
-        least = write_after_seconds(before, after, polling)
-        if least is None:
-            return math.inf
-        wait = memory.written_at + least - now
-        if wait > 0:
-            return max(wait, _SHORTEST_SECONDS)
-        memory.written_at = now
-        written = await self._store.patch_status(self._policies, metadata(item)["name"], after)
-        if written is not None:
-            memory.version, memory.status = int(metadata(written)["resourceVersion"]), {**before, **after}
-        return math.inf
+        return await self._teller.write(
+            self._policies,
+            reported.about,
+            memory.told,
+            partial(status_of, _facts(reported, memory)),
+            partial(write_after_seconds, polling_seconds=polling),
+        )
 
     async def _keep_override(self, reported: Reported, memory: _Memory) -> None:
         if reported.scaler is None:
@@ -229,8 +202,7 @@ class PolicyReports:
         return objects_of(resource, metadata(item)["namespace"])
 
     def _failed(self, key: str, error: BackendError, pause: float) -> None:
-        if self._complained.get(key) != error.message:
-            self._complained[key] = error.message
+        if self._complaints.is_new(key, error.message):
             structlog.get_logger("vllm_chill.scaling").warning("not reported", policy=key, cause=error.message)
 
 
@@ -263,14 +235,20 @@ def _facts(reported: Reported, memory: _Memory) -> Facts:
     )
 
 
-def _event_of(rescale: Rescale) -> _Event:
+def _event_of(rescale: Rescale) -> Event:
     if rescale.by is not None:
-        return _Event("ScaledElsewhere", f"{rescale.by} scaled it from {rescale.before} to {rescale.after}")
-    return _Event("SuccessfulRescale", f"New size: {rescale.after}; reason: {rescale.why}")
+        return Event("ScaledElsewhere", f"{rescale.by} scaled it from {rescale.before} to {rescale.after}")
+    return Event("SuccessfulRescale", f"New size: {rescale.after}; reason: {rescale.why}")
 
 
-def _event_of_override(override: Override | None, said: Json | None) -> _Event:
+def _event_of_conflict(conflict: str | None) -> Event:
+    if conflict is None:
+        return Event("ConflictOver", "nobody else scales the target any more")
+    return Event("Conflict", f"{conflict}; nothing is written until it no longer does", warning=True)
+
+
+def _event_of_override(override: Override | None, said: Json | None) -> Event:
     if override is None or said is None:
-        return _Event("AdjustmentEnded", "the number of replicas is decided by what is measured again")
+        return Event("AdjustmentEnded", "the number of replicas is decided by what is measured again")
     by = f" by {override.by}" if override.by else ""
-    return _Event("Adjusted", f"set to {override.replicas}{by} until {said['expires']}")
+    return Event("Adjusted", f"set to {override.replicas}{by} until {said['expires']}")

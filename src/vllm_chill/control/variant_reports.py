@@ -6,34 +6,23 @@ event is for what has become so: another decision, a condition that holds or no 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from vllm_chill.control.reconciler import Reconciler, Rhythm
+from vllm_chill.control.told import Complaints, Event, Teller, Told
 from vllm_chill.control.variant_sources import VariantSource
 from vllm_chill.core.model_status import Condition
-from vllm_chill.core.objects import Collection, Json, metadata
-from vllm_chill.core.phrases import timestamp
+from vllm_chill.core.objects import Collection
 from vllm_chill.core.saturation.decision import VariantDecision
 from vllm_chill.core.saturation.report import Facts, conditions, status_of, write_after_seconds
 from vllm_chill.errors import BackendError
 from vllm_chill.ports import ObjectStore
-
-_MOST_EVENTS = 10
-_SHORTEST_SECONDS = 0.001  # less may not move the clock at all
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    reason: str
-    message: str
-    warning: bool = False
 
 
 @dataclass(slots=True)
@@ -43,10 +32,7 @@ class _Memory:
     source: VariantSource
     facts: Facts
     conditions: dict[str, tuple[bool | None, str]]
-    events: list[_Event] = field(default_factory=list)
-    written_at: float = -math.inf
-    version: int = 0
-    status: Json = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
 
 
 class VariantReports:
@@ -62,14 +48,12 @@ class VariantReports:
         rhythm: Rhythm | None = None,
     ) -> None:
         """`namespaced` is the collection of the variants in a namespace."""
-        self._store = store
+        self._teller = Teller(store, wall)
         self._namespaced = namespaced
         self._interval = interval_seconds
-        self._wall = wall
-        self._clock = asyncio.get_running_loop().time
         self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm)
         self._memories: dict[str, _Memory] = {}
-        self._complained: dict[str, str] = {}
+        self._complaints = Complaints()
 
     async def run(self) -> None:
         """Write what has changed, until cancelled."""
@@ -85,49 +69,30 @@ class VariantReports:
             before = _decided_before(source)
         else:
             before = None if memory.facts.decision is None else memory.facts.decision.replicas
-        memory.events += _events_of_conditions(memory.conditions, facts)
-        memory.events += _events_of_decision(before, facts.decision)
-        del memory.events[:-_MOST_EVENTS]
+        memory.told.add(_events_of_conditions(memory.conditions, facts) + _events_of_decision(before, facts.decision))
         memory.source, memory.facts, memory.conditions = source, facts, held
         self._work.add(source.key)
 
     def forget(self, key: str) -> None:
         """Take that a variant is gone."""
         self._memories.pop(key, None)
-        self._complained.pop(key, None)
+        self._complaints.forget(key)
 
     async def _visit(self, key: str) -> float:
         memory = self._memories.get(key)
         if memory is None:
             return math.inf
-        while memory.events:
-            event = memory.events.pop(0)
-            with contextlib.suppress(BackendError):  # the status and the log say it too
-                await self._store.record(memory.source.about, event.reason, event.message, warning=event.warning)
-        return await self._write(memory)
-
-    async def _write(self, memory: _Memory) -> float:
-        item, now = memory.source.item, self._clock()
-        # The watch may not have told yet of what was written last.
-        is_newer = memory.version > int(metadata(item)["resourceVersion"])
-        before: Json = memory.status if is_newer else item.get("status") or {}
-        after = status_of(memory.facts, before, metadata(item)["generation"], timestamp(self._wall()))
-        least = write_after_seconds(before, after, self._interval)
-        if least is None:
-            return math.inf
-        wait = memory.written_at + least - now
-        if wait > 0:
-            return max(wait, _SHORTEST_SECONDS)
-        memory.written_at = now
-        collection = self._namespaced(memory.source.namespace)
-        written = await self._store.patch_status(collection, memory.source.name, after)
-        if written is not None:
-            memory.version, memory.status = int(metadata(written)["resourceVersion"]), {**before, **after}
-        return math.inf
+        await self._teller.say(memory.source.about, memory.told)
+        return await self._teller.write(
+            self._namespaced(memory.source.namespace),
+            memory.source.item,
+            memory.told,
+            partial(status_of, memory.facts),
+            partial(write_after_seconds, polling_seconds=self._interval),
+        )
 
     def _failed(self, key: str, error: BackendError, pause: float) -> None:
-        if self._complained.get(key) != error.message:
-            self._complained[key] = error.message
+        if self._complaints.is_new(key, error.message):
             structlog.get_logger("vllm_chill.variants").warning("not reported", variant=key, cause=error.message)
 
 
@@ -142,7 +107,7 @@ def _decided_before(source: VariantSource) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _events_of_conditions(before: dict[str, tuple[bool | None, str]], facts: Facts) -> list[_Event]:
+def _events_of_conditions(before: dict[str, tuple[bool | None, str]], facts: Facts) -> list[Event]:
     return [_event_of(one) for one in conditions(facts) if _is_news(before.get(one.type), one)]
 
 
@@ -153,12 +118,12 @@ def _is_news(before: tuple[bool | None, str] | None, now: Condition) -> bool:
     return now.status is False or (before is not None and before[0] is False)
 
 
-def _event_of(condition: Condition) -> _Event:
-    return _Event(condition.reason, condition.message or condition.type, warning=condition.status is False)
+def _event_of(condition: Condition) -> Event:
+    return Event(condition.reason, condition.message or condition.type, warning=condition.status is False)
 
 
-def _events_of_decision(before: int | None, decision: VariantDecision | None) -> list[_Event]:
+def _events_of_decision(before: int | None, decision: VariantDecision | None) -> list[Event]:
     if decision is None or decision.replicas == before or decision.replicas == decision.before:
         return []
     message = f"from {decision.before} to {decision.replicas} replicas ({decision.reason}): {decision.words}"
-    return [_Event("ScalingDecision", message)]
+    return [Event("ScalingDecision", message)]

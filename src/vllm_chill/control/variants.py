@@ -19,6 +19,7 @@ import structlog
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.reconciler import Reconciler, Rhythm
 from vllm_chill.control.scaled_kinds import Named
+from vllm_chill.control.told import Complaints
 from vllm_chill.control.variant_configs import VariantConfigs
 from vllm_chill.control.variant_fleets import Fleets, Held, Member
 from vllm_chill.control.variant_index import VariantIndex
@@ -128,7 +129,7 @@ class Variants:
         self._models: dict[str, _Model] = {}
         self._index = VariantIndex()
         self._direct: dict[str, TargetRef] = {}
-        self._complained: dict[str, str] = {}
+        self._complaints = Complaints()
         self._misses = 0
         self._lost: str | None = None
         view.on_change = self._target_changed
@@ -200,7 +201,7 @@ class Variants:
             self._metrics.visited(self._now() - begun, failed)
             self._metrics.missed(self._view.misses - self._misses)
             self._misses = self._view.misses
-        self._complained.pop(model, None)
+        self._complaints.forget(model)
         return pause
 
     async def _look_after(self, model: str) -> float:
@@ -363,8 +364,7 @@ class Variants:
             self._actuator.leave(ref)
 
     def _failed(self, model: str, error: BackendError, pause: float) -> None:
-        if self._complained.get(model) != error.message:
-            self._complained[model] = error.message
+        if self._complaints.is_new(model, error.message):
             self._log.warning("model not looked after", model=model, cause=error.message, again_in=round(pause, 1))
 
 
