@@ -29,6 +29,7 @@ from vllm_chill.adapters.prometheus_loads import PrometheusLoads
 from vllm_chill.adapters.serving_certificate import from_files, self_signed
 from vllm_chill.adapters.vllm import EngineScraper
 from vllm_chill.api.variant_entries import MainSettings
+from vllm_chill.app.running import running
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
@@ -93,16 +94,13 @@ async def control(
                 tasks.create_task(direct.run())
                 tasks.create_task(look_after(settings, api, metrics, actuator=direct))
 
-        working = asyncio.create_task(_led(settings, api, metrics, lead))
+        working = await stack.enter_async_context(running(_led(settings, api, metrics, lead)))
         log.info("controlling variants", namespace=settings.watch_namespace or "all", version=version)
-        ending = asyncio.create_task(stopped.wait())
+        ending = await stack.enter_async_context(running(stopped.wait()))
         await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        working.cancel()
-        await asyncio.wait([working])
-        if not working.cancelled():
+        if working.done():
             working.result()
-        log.info("ended")
+    log.info("ended")
 
 
 async def control_within(
@@ -134,11 +132,14 @@ async def _led(
         metrics.leads(True)
         await lead()
         return
-    terms = Terms(
-        settings.leader_election_lease_duration.total_seconds(),
-        settings.leader_election_renew_deadline.total_seconds(),
-        settings.leader_election_retry_period.total_seconds(),
-    )
+    try:
+        terms = Terms(
+            settings.leader_election_lease_duration.total_seconds(),
+            settings.leader_election_renew_deadline.total_seconds(),
+            settings.leader_election_retry_period.total_seconds(),
+        )
+    except ValueError as error:
+        raise SettingError(f"--leader-elect: {error}") from None
     lease = KubernetesLease(api, settings.controller_namespace, settings.leader_election_id)
     # What has not ended by then could decide beside the next leader.
     await Election(lease, new_identity(), terms, changed=metrics.leads, overdue=lambda: os._exit(1)).run(lead)
@@ -158,39 +159,30 @@ async def look_after(
     """
     log = structlog.get_logger("vllm_chill.variants")
     configs = VariantConfigs(KubernetesObjects(api), settings.controller_namespace, partial(_over, settings))
-    following = asyncio.create_task(configs.run())
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(configs.run())
         while not configs.synced:
             await configs.changed()
         while True:
             main = configs.config.main
+            now = _with(settings, main)
             try:
-                async with contextlib.AsyncExitStack() as stack:
-                    now = _with(settings, main)
-                    source = await stack.enter_async_context(open_source(now, main.epp_bearer_token))
+                async with open_source(now, main.epp_bearer_token) as source:
                     variants = _variants(now, main, api, source, configs, metrics, actuator, held_here, inventory)
-                    running = asyncio.create_task(variants.run())
-                    try:
-                        await _until_other(configs, main, running)
-                    finally:
-                        running.cancel()
-                        await asyncio.wait([running])
+                    async with running(variants.run()) as looking:
+                        await _until_other(configs, main, looking)
             except SettingError as error:
                 log.warning("the main ConfigMap cannot be used", cause=error.message)
                 await configs.changed()
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
 
 
-async def _until_other(configs: VariantConfigs, main: MainSettings, running: asyncio.Task[None]) -> None:
-    """Return when the main settings are others. Raises what `running` raises."""
+async def _until_other(configs: VariantConfigs, main: MainSettings, looking: asyncio.Task[None]) -> None:
+    """Return when the main settings are others. Raises what `looking` raises."""
     while configs.config.main == main:
-        changed = asyncio.create_task(configs.changed())
-        await asyncio.wait([changed, running], return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        if running.done():
-            running.result()
+        async with running(configs.changed()) as changed:
+            await asyncio.wait([changed, looking], return_when=asyncio.FIRST_COMPLETED)
+        if looking.done():
+            looking.result()
             return
 
 

@@ -8,11 +8,10 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -22,6 +21,7 @@ from vllm_chill.app import VERSION
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
+from vllm_chill.app.running import running
 from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.world import open_ground
@@ -147,24 +147,24 @@ async def serve(
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
         stack.push_async_callback(server.close)
         if plan.reads_models_first:
-            running = await stack.enter_async_context(_running(work()))
-            while directory.trouble is not None and not running.done():  # noqa: ASYNC110 - it takes a few turns
+            working = await stack.enter_async_context(running(work()))
+            while directory.trouble is not None and not working.done():  # noqa: ASYNC110 - it takes a few turns
                 await asyncio.sleep(0)
             _check_default(plan, directory)
             host, port = await _listen(server, settings)
         else:
             host, port = await _listen(server, settings)
-            running = await stack.enter_async_context(_running(work()))
+            working = await stack.enter_async_context(running(work()))
             await _seen_at_once(directory)
         there = collect_at_leisure(lambda: _busy(directory))
-        await stack.enter_async_context(_running(there))
+        await stack.enter_async_context(running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
         gc.collect()
         gc.freeze()
         log.info("listening", host=host, port=port, target=plan.title, backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
-        await _until_stopped(server, settings, running, stopped)
+        await _until_stopped(server, settings, working, stopped)
 
 
 def _check_default(plan: Plan, directory: Directory) -> None:
@@ -183,16 +183,6 @@ async def _seen_at_once(directory: Directory) -> None:
         if all(served.controller.synced for served in directory):
             return
         await asyncio.sleep(0)
-
-
-@contextlib.asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:

@@ -66,7 +66,7 @@ class VariantReports:
         if memory is None or memory.source.uid != source.uid:
             # What the object says already is not news to who reads its events.
             memory = self._memories[source.key] = _Memory(source, facts, _held_before(source))
-            before = _decided_before(source)
+            before = source.decided
         else:
             before = None if memory.facts.decision is None else memory.facts.decision.replicas
         memory.told.add(_events_of_conditions(memory.conditions, facts) + _events_of_decision(before, facts.decision))
@@ -100,11 +100,6 @@ def _held_before(source: VariantSource) -> dict[str, tuple[bool | None, str]]:
     told = (source.item.get("status") or {}).get("conditions") or ()
     truth = {"True": True, "False": False}
     return {one.get("type"): (truth.get(one.get("status")), one.get("reason") or "") for one in told}
-
-
-def _decided_before(source: VariantSource) -> int | None:
-    told = ((source.item.get("status") or {}).get("desiredOptimizedAlloc") or {}).get("numReplicas")
-    return told if isinstance(told, int) else None
 
 
 def _events_of_conditions(before: dict[str, tuple[bool | None, str]], facts: Facts) -> list[Event]:

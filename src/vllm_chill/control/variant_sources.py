@@ -64,6 +64,12 @@ class VariantSource:
         """The object as events are about it: what a server lists does not say its kind."""
         return {"apiVersion": VARIANT.api_version, "kind": VARIANT.kind, **self.item}
 
+    @property
+    def decided(self) -> int | None:
+        """How many replicas were decided last, as the object's status says, by whomever; None if it does not."""
+        told = ((self.item.get("status") or {}).get("desiredOptimizedAlloc") or {}).get("numReplicas")
+        return told if isinstance(told, int) else None
+
     def is_as(self, other: VariantSource) -> bool:
         """Whether another version of it asks for the same: a status that is written changes nothing of it."""
         if self.item is other.item:

@@ -273,7 +273,7 @@ class Variants:
 
     def _restored(self, members: Iterable[Member], now: float) -> decide.Memory:
         """What was decided before this controller began, as the objects say."""
-        said = {member.source.name: _decided_before(member.source) for member in members}
+        said = {member.source.name: member.source.decided for member in members}
         desired = {name: replicas for name, replicas in said.items() if replicas is not None}
         return decide.restored(decide.Memory(), desired, now)
 
@@ -307,7 +307,7 @@ class Variants:
         )
         known = self._metrics.variants.desired(source.key)
         if known is None:
-            known = _decided_before(source)
+            known = source.decided
         self._metrics.variants.tell(source.key, figures)
         if own.direction is not Direction.NONE and known != own.replicas:
             self._metrics.variants.scaled(source.key, own.direction, own.reason)
@@ -381,12 +381,6 @@ def _of(member: Member, fleet: Fleet | None) -> Variant | None:
     if fleet is None or member.taken_by is not None:
         return None
     return next((variant for variant in fleet.variants if variant.key == member.spec.name), None)
-
-
-def _decided_before(source: VariantSource) -> int | None:
-    """What the object says was decided last, by whomever."""
-    told = ((source.item.get("status") or {}).get("desiredOptimizedAlloc") or {}).get("numReplicas")
-    return told if isinstance(told, int) else None
 
 
 def _pods(members: Iterable[Member]) -> list[PodPlace]:
