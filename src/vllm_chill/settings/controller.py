@@ -18,6 +18,8 @@ from pydantic import BeforeValidator, Field
 from vllm_chill.errors import SettingError
 from vllm_chill.settings.parts import (
     DURATION,
+    LOG_FORMAT,
+    LOG_LEVEL,
     Declared,
     Label,
     PositiveDuration,
@@ -189,14 +191,8 @@ class ControllerSettings(Declared):
         ":8081", "HEALTH_PROBE_BIND_ADDRESS", "Listening", _ADDRESS,
         "Where /healthz and /readyz are.",
     )  # fmt: skip
-    log_format: LogFormat = setting(
-        "console", "LOG_FORMAT", "Logging", "console or json",
-        "How log lines look.",
-    )  # fmt: skip
-    log_level: LogLevel = setting(
-        "info", "LOG_LEVEL", "Logging", "debug, info, warning or error",
-        "The least level that is logged.",
-    )  # fmt: skip
+    log_format: LogFormat = LOG_FORMAT
+    log_level: LogLevel = LOG_LEVEL
 
 
 def load_controller_settings(flags: Mapping[str, str], config_file: str | None = None) -> ControllerSettings:

@@ -94,6 +94,11 @@ def setting(default: Any, env: str, group: str, accepts: str, description: str) 
     )
 
 
+# What every program has.
+LOG_FORMAT = setting("console", "LOG_FORMAT", "Logging", "console or json", "How log lines look.")
+LOG_LEVEL = setting("info", "LOG_LEVEL", "Logging", "debug, info, warning or error", "The least level that is logged.")
+
+
 class Declared(BaseSettings):
     """Settings that are declared field by field with `setting`."""
 

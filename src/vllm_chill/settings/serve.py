@@ -18,6 +18,8 @@ from vllm_chill.settings.parts import (
     ANY_DURATION,
     DURATION,
     HOST,
+    LOG_FORMAT,
+    LOG_LEVEL,
     PORT,
     Declared,
     Duration,
@@ -336,14 +338,8 @@ class Settings(Declared):
         "auto", "EVENT_LOOP", "Listening", "auto, uvloop or asyncio",
         "What runs the proxy: uvloop costs less for each request; auto takes it where it is installed.",
     )  # fmt: skip
-    log_format: LogFormat = setting(
-        "console", "LOG_FORMAT", "Logging", "console or json",
-        "How log lines look.",
-    )  # fmt: skip
-    log_level: LogLevel = setting(
-        "info", "LOG_LEVEL", "Logging", "debug, info, warning or error",
-        "The least level that is logged.",
-    )  # fmt: skip
+    log_format: LogFormat = LOG_FORMAT
+    log_level: LogLevel = LOG_LEVEL
 
     @classmethod
     def environment(
