@@ -54,9 +54,7 @@ async def test_an_accelerator_is_told_as_it_was_named() -> None:
 
 async def test_a_decision_is_an_event_and_a_count() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=2)
-        stage.engines.loads = {"one": CALM}
+        stage.one(1, CALM, maxReplicas=2)
         await asyncio.sleep(60)
         stage.engines.loads = {"one": BUSY}
         await asyncio.sleep(60)
@@ -68,9 +66,7 @@ async def test_a_decision_is_an_event_and_a_count() -> None:
 
 async def test_what_is_decided_at_the_first_look_counts_and_what_another_decided_does_not() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=2)
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=2)
         await asyncio.sleep(60)
         assert stage.wanted("one") == 2
         assert sum(stage.series("wva_replica_scaling_total").values()) == 1
@@ -84,9 +80,7 @@ async def test_what_is_decided_at_the_first_look_counts_and_what_another_decided
 
 async def test_what_is_calm_stays() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 3)
-        stage.variant("one", maxReplicas=5)
-        stage.engines.loads = {"one": EngineLoad(kv=0.6, queue=1.0, running=9.0)}
+        stage.one(3, EngineLoad(kv=0.6, queue=1.0, running=9.0), maxReplicas=5)
         await asyncio.sleep(1800)
         assert stage.wanted("one") == 3
         assert [one.reason for one in stage.store.said] == []
@@ -95,9 +89,7 @@ async def test_what_is_calm_stays() -> None:
 async def test_direct_actuation_follows_the_load_up_and_down() -> None:
     async with controlling(direct=True) as stage:
         stage.config(**QUICK)
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=3)
         await asyncio.sleep(120)
         assert stage.wanted("one") == 3
         assert stage.status("one")["actuation"] == {"applied": True}
@@ -110,9 +102,7 @@ async def test_direct_actuation_follows_the_load_up_and_down() -> None:
 async def test_what_hinders_it_is_told() -> None:
     async with controlling(direct=True) as stage:
         stage.actuated.hindered = "KEDA scales it too"
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=3)
         await asyncio.sleep(60)
         assert stage.status("one")["actuation"] == {"applied": False}
         assert stage.condition("one", "OptimizationReady") == ("False", "OptimizationFailed", "KEDA scales it too")
@@ -120,9 +110,7 @@ async def test_what_hinders_it_is_told() -> None:
 
 async def test_a_variant_may_be_told_while_others_are_done() -> None:
     async with controlling(direct=True) as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3, actuation="metrics")
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=3, actuation="metrics")
         await asyncio.sleep(60)
         assert stage.actuated.told == []
         assert (stage.wanted("one") or 0) > 1
@@ -131,9 +119,7 @@ async def test_a_variant_may_be_told_while_others_are_done() -> None:
 async def test_without_a_source_nothing_shrinks_and_it_is_told_how_old_the_last_word_is() -> None:
     async with controlling(direct=True) as stage:
         stage.config(**QUICK)
-        stage.deploy("one", 3)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": EASY}
+        stage.one(3, EASY, maxReplicas=3)
         await asyncio.sleep(20)
         stage.engines.away = "https://prometheus did not answer within 10 s"
         await asyncio.sleep(120)
@@ -153,9 +139,7 @@ async def test_without_a_source_nothing_shrinks_and_it_is_told_how_old_the_last_
 
 async def test_a_target_that_is_deleted_is_told_and_resumed() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": CALM}
+        stage.one(1, CALM, maxReplicas=3)
         await asyncio.sleep(45)
         stage.store.remove(DEPLOYMENTS, "one")
         await asyncio.sleep(45)
@@ -174,9 +158,7 @@ async def test_a_target_that_is_deleted_is_told_and_resumed() -> None:
 
 async def test_a_spec_that_is_wrong_is_a_condition_and_an_event_and_the_earlier_one_goes_on() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=3)
         await asyncio.sleep(45)
         stage.store.change(VARIANTS, "one", {"spec": {"maxReplicas": "many"}})
         await asyncio.sleep(45)
@@ -197,9 +179,7 @@ async def test_one_that_was_never_right_is_told_so() -> None:
 
 async def test_a_variant_that_is_gone_is_told_of_no_more() -> None:
     async with controlling(direct=True) as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3)
-        stage.engines.loads = {"one": CALM}
+        stage.one(1, CALM, maxReplicas=3)
         await asyncio.sleep(45)
         stage.store.remove(VARIANTS, "one")
         await asyncio.sleep(45)
@@ -226,9 +206,7 @@ async def test_of_two_for_one_target_the_older_has_it() -> None:
 
 async def test_an_idle_model_goes_to_zero_and_comes_back_for_who_waits() -> None:
     async with controlling(direct=True) as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=3, scaleToZero={"enabled": True, "retentionPeriod": "5m"})
-        stage.engines.loads = {"one": EASY}
+        stage.one(1, EASY, maxReplicas=3, scaleToZero={"enabled": True, "retentionPeriod": "5m"})
         await asyncio.sleep(600)
         assert stage.wanted("one") == 1
         stage.engines.loads = {"one": QUIET}
@@ -250,9 +228,7 @@ async def test_an_idle_model_goes_to_zero_and_comes_back_for_who_waits() -> None
 
 async def test_another_controller_goes_on_from_what_the_first_decided() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one", maxReplicas=6)
-        stage.engines.loads = {"one": BUSY}
+        stage.one(1, BUSY, maxReplicas=6)
         await asyncio.sleep(20)
         decided = stage.wanted("one")
         assert decided is not None
@@ -293,9 +269,7 @@ async def test_another_instances_variants_are_not_touched() -> None:
 
 async def test_a_config_counts_from_when_it_is_there_and_a_mistake_changes_nothing() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 2)
-        stage.variant("one", maxReplicas=6)
-        stage.engines.loads = {"one": EngineLoad(kv=0.6, queue=0.0, running=9.0)}
+        stage.one(2, EngineLoad(kv=0.6, queue=0.0, running=9.0), maxReplicas=6)
         await asyncio.sleep(45)
         assert stage.wanted("one") == 2
         stage.config(kvCacheThreshold=0.5)
@@ -311,9 +285,7 @@ async def test_a_config_counts_from_when_it_is_there_and_a_mistake_changes_nothi
 
 async def test_its_own_status_writes_bring_no_new_visit() -> None:
     async with controlling() as stage:
-        stage.deploy("one", 1)
-        stage.variant("one")
-        stage.engines.loads = {"one": CALM}
+        stage.one(1, CALM)
         await asyncio.sleep(3600)
         writes = [what for what, _ in stage.store.writes if what == "status"]
         assert len(writes) < 20

@@ -117,6 +117,12 @@ class Stage:
         meta = {"name": name, "namespace": NAMESPACE, "labels": {"inference.optimization/acceleratorName": "H100"}}
         self.store.create(VARIANTS, {"metadata": meta, "spec": given})
 
+    def one(self, replicas: int, load: EngineLoad, **spec: Any) -> None:
+        """A Deployment called one, with a variant, whose engines say this."""
+        self.deploy("one", replicas)
+        self.variant("one", **spec)
+        self.engines.loads = {"one": load}
+
     def config(self, **keys: object) -> None:
         """The controller's saturation-scaling-config."""
         text = "\n".join(f"{key}: {value}" for key, value in keys.items())
