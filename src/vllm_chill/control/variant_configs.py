@@ -47,7 +47,9 @@ class VariantConfigs:
         self._store = store
         self._home = home
         self._over = over
-        self._config = ControllerConfig()
+        self._said = ControllerConfig()
+        self.config = self._with_flags()
+        """What they say, and the flags where these say something."""
         self._wanted: frozenset[str] = frozenset((home,))
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._seen: dict[str, Mapping[str, Json]] = {}
@@ -61,11 +63,6 @@ class VariantConfigs:
         self.on_change: Callable[[], None] | None = None
         """Called when they say something else."""
         self._news: set[asyncio.Future[None]] = set()
-
-    @property
-    def config(self) -> ControllerConfig:
-        """What they say."""
-        return replace(self._config, main=self._over(self._config.main))
 
     @property
     def synced(self) -> bool:
@@ -142,12 +139,16 @@ class VariantConfigs:
             for item in objects.values()
         ]
         maps, doubles = by_place(items, self._home)
-        self._config, problems = read_configs(maps, self._config)
+        self._said, problems = read_configs(maps, self._said)
+        self.config = self._with_flags()
         for problem in (*doubles, *problems):
             item = maps.get(problem.place)
             if item is not None:
                 self._complain(item, problem)
         self._tell()
+
+    def _with_flags(self) -> ControllerConfig:
+        return replace(self._said, main=self._over(self._said.main))
 
     def _tell(self) -> None:
         for news in self._news:
