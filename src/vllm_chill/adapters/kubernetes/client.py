@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from vllm_chill.adapters.kubernetes.credentials import Access, Credentials, Places, find
-from vllm_chill.errors import SettingError
+from vllm_chill.errors import BackendRefused, SettingError
 
 CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
@@ -40,6 +40,17 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.reason = reason
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same may go well in a moment: the server is busy, or has a fault."""
+        return self.status in (408, 429) or self.status >= 500
+
+
+def not_logged_in(error: ApiError) -> BackendRefused:
+    """What to say of a 401."""
+    said = error.message.rstrip(".")
+    return BackendRefused(f"the API server does not accept the credentials: {said}; log in again, or renew them")
 
 
 class Unreachable(Exception):

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable, not_logged_in
 from vllm_chill.adapters.kubernetes.deletion_costs import DeletionCosts
 from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
 from vllm_chill.adapters.kubernetes.view import View
@@ -109,9 +109,7 @@ def _refusal(ref: TargetRef, error: ApiError) -> BackendError:
     said = error.message.rstrip(".")
     match error.status:
         case 401:
-            return BackendRefused(
-                f"the API server does not accept the credentials: {said}; log in again, or renew them"
-            )
+            return not_logged_in(error)
         case 403:
             return BackendRefused(
                 f"{ref.named} may not be scaled: {said}; "

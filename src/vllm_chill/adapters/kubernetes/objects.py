@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable, not_logged_in
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.core.objects import Collection, digest, metadata
 from vllm_chill.core.phrases import timestamp
@@ -172,9 +172,7 @@ def _refusal(doing: str, what: str, error: ApiError) -> BackendError:
     said = error.message.rstrip(".")
     match error.status:
         case 401:
-            return BackendRefused(
-                f"the API server does not accept the credentials: {said}; log in again, or renew them"
-            )
+            return not_logged_in(error)
         case 403 if '" cannot ' in said:
             return BackendRefused(f"{what} cannot be {doing}: {said}; grant it that right ({_MANIFESTS})")
         case 404:

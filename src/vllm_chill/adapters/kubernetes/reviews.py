@@ -91,7 +91,7 @@ class KubernetesReviews:
             # Whatever the server says of what it was sent, that must not go on.
             said = error.message.replace(token, "…").rstrip(".")
             cause = f"the API server does not answer {what} ({error.status}): {said}"
-            if error.status in {408, 429} or error.status >= 500:
+            if error.passing:
                 # Without the cause: its message is the server's own.
                 raise BackendUnavailable(cause) from None
             if error.status == 403:
