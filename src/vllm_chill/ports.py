@@ -10,6 +10,7 @@ from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
+from vllm_chill.core.peers import Demands, Report
 from vllm_chill.core.saturation.places import LoadReading, PodPlace
 from vllm_chill.core.target import Endpoint, Observation, Resource, Target, TargetRef
 
@@ -127,6 +128,40 @@ class LeaseStore(Protocol):
 
     async def update(self, stored: StoredLease, record: Record) -> StoredLease:
         """Have the Lease say this; what else is in it stays. Raises BackendConflict if it is another by now."""
+
+
+class PeersObserver(Protocol):
+    """Whoever wants to know what other proxies report. Both calls return at once and never raise."""
+
+    def seen(self, reports: Mapping[str, Report]) -> None:
+        """Take all reports that there are, by the identity of their proxy."""
+
+    def lost(self, cause: str) -> None:
+        """Take that they cannot be seen at present, and why: a sentence without a full stop."""
+
+
+class PeerReports(Protocol):
+    """What proxies of the same targets report to one another. `tests/adapters/peers_contract.py` is the contract in
+    full.
+
+    All calls may be cancelled at any await, and one that fails or is cancelled may have written. Each but `watch`
+    raises BackendUnavailable (try again later) or BackendRefused (no use).
+    """
+
+    async def watch(self, observer: PeersObserver) -> None:
+        """Tell the observer which reports there are, now and after each change, until cancelled.
+
+        It outlasts any trouble: it reports `lost`, tries again with a back-off, and then `seen` again.
+        """
+
+    async def read(self) -> Mapping[str, Report]:
+        """All reports that there are at this moment, and not a moment before."""
+
+    async def write(self, identity: str, demands: Demands) -> None:
+        """Have this proxy's report say this; it is made if need be."""
+
+    async def remove(self, report: Report) -> None:
+        """Remove a report, if it still is this version of it."""
 
 
 class Authorizer(Protocol):

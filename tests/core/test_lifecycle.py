@@ -16,6 +16,7 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    PeersTold,
     Recommended,
     Released,
     Scaled,
@@ -28,7 +29,7 @@ from vllm_chill.core.events import (
     WakeRefused,
     WayGiven,
 )
-from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
+from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step, taken_down
 from vllm_chill.core.target import (
     Asleep,
     Draining,
@@ -38,6 +39,7 @@ from vllm_chill.core.target import (
     Observation,
     Queued,
     Ready,
+    Shared,
     SleepReason,
     Target,
     TargetRef,
@@ -366,6 +368,90 @@ class TestTransitions:
             step(target, event, 0, LIMITS)
 
 
+FOLLOWS = PeersTold(Shared(leads=False, agreed=False))
+LEADS = PeersTold(Shared(agreed=False))
+
+
+class TestSharedWithOtherProxies:
+    def test_a_follower_wakes_it(self) -> None:
+        assert desired_replicas(life(FOLLOWS, Arrived(), start=ASLEEP)) == 1
+        assert desired_replicas(life(FOLLOWS, Arrived(), Recommended(3), start=ASLEEP)) == 3
+
+    def test_a_follower_never_puts_it_to_sleep(self) -> None:
+        follower = life(FOLLOWS, start=AWAKE)
+        assert next_deadline(follower, LIMITS) is None
+        assert life(10_000, Tick(), start=follower) == follower
+        assert desired_replicas(life(StopAsked(), start=follower)) is None
+        assert desired_replicas(life(FOLLOWS, Observed(DEAD), start=WOKEN)) is None
+
+    def test_a_follower_writes_no_other_number(self) -> None:
+        assert desired_replicas(life(FOLLOWS, Recommended(3), start=AWAKE)) == 1
+
+    def test_the_leader_waits_until_all_have_agreed(self) -> None:
+        target = life(LEADS, 300, Tick(), start=AWAKE)
+        assert target.phase == Draining(300, SleepReason.IDLE, confirmed=False)
+        assert desired_replicas(target) is None
+        assert taken_down(target) is SleepReason.IDLE
+        assert desired_replicas(life(PeersTold(Shared()), start=target)) == 0
+
+    @pytest.mark.parametrize(
+        "shared", [Shared(told=False), Shared(in_use=True), Shared(leads=False)], ids=["not told", "in use", "follows"]
+    )
+    def test_what_may_be_used_elsewhere_is_not_idle(self, shared: Shared) -> None:
+        target = life(PeersTold(shared), 10_000, Tick(), start=AWAKE)
+        assert isinstance(target.phase, Ready)
+        assert next_deadline(target, LIMITS) is None
+
+    def test_idle_counts_from_its_last_use_anywhere(self) -> None:
+        assert next_deadline(life(400, PeersTold(Shared(), used_at=100), start=AWAKE), LIMITS) == 400
+
+    @pytest.mark.parametrize(
+        "shared",
+        [Shared(in_use=True, waiting=1), Shared(in_use=True), Shared(leads=False)],
+        ids=["somebody waits at a peer", "somebody is answered at a peer", "another leads by now"],
+    )
+    def test_a_use_elsewhere_before_the_write_keeps_it_awake(self, shared: Shared) -> None:
+        assert isinstance(life(LEADS, 300, Tick(), PeersTold(shared), start=AWAKE).phase, Ready)
+
+    def test_a_stop_waits_for_the_leases_of_others(self) -> None:
+        target = life(LEADS, StopAsked(), PeersTold(Shared(in_use=True, agreed=False)), start=AWAKE)
+        assert target.phase == Draining(0, SleepReason.STOPPED, confirmed=False)
+        assert desired_replicas(target) is None
+
+    def test_while_another_takes_it_down_nobody_is_let_in(self) -> None:
+        yields = PeersTold(Shared(leads=False, yields=SleepReason.IDLE))
+        target = life(yields, start=AWAKE)
+        assert isinstance(target.phase, Ready)
+        assert admits(target, 0) == Wait()
+        assert admits(life(FOLLOWS, start=target), 0) == Serve(HERE)
+
+    def test_who_waited_while_another_took_it_down_wakes_it_again(self) -> None:
+        yields = PeersTold(Shared(leads=False, yields=SleepReason.IDLE))
+        target = life(yields, Arrived(), Observed(ENDING), start=AWAKE)
+        assert target.phase == Draining(0, SleepReason.IDLE, confirmed=True)
+        assert desired_replicas(life(Observed(NONE), start=target)) == 1
+
+    def test_who_waited_for_a_wake_that_another_stopped_is_told_so(self) -> None:
+        yields = PeersTold(Shared(leads=False, yields=SleepReason.STOPPED))
+        target = life(yields, Observed(NONE), start=WOKEN)
+        assert isinstance(target.phase, Failed)
+        assert "operator" in target.phase.cause
+
+    def test_the_leader_wakes_it_for_those_who_wait_elsewhere(self) -> None:
+        waits = PeersTold(Shared(in_use=True, waiting=2))
+        assert desired_replicas(life(waits, start=ASLEEP)) == 1
+        queued = life(HeldBack("x"), waits, start=ASLEEP)
+        assert isinstance(queued.phase, Queued)
+        assert isinstance(life(PeersTold(Shared()), start=queued).phase, Asleep)
+
+    def test_a_failed_start_is_given_back_once_all_have_agreed(self) -> None:
+        target = life(LEADS, Observed(replace(STARTING, failure="it broke")), start=WOKEN)
+        assert isinstance(target.phase, Failed)
+        assert desired_replicas(target) is None
+        assert taken_down(target) is SleepReason.GIVEN_UP
+        assert desired_replicas(life(PeersTold(Shared()), start=target)) == 0
+
+
 observations = st.builds(
     Observation,
     replicas=st.integers(0, 3),
@@ -459,7 +545,9 @@ class Life(RuleBasedStateMachine):
         desired = desired_replicas(self.target)
         seen = self.target.observed.replicas if self.target.observed else 0
         assert desired is None or 0 <= desired <= max(1, seen, self.target.recommended or 1)
-        if isinstance(self.target.phase, Waking | Ready) and self.target.recommended is not None:
+        if not self.target.shared.leads:
+            assert desired is None or desired >= seen
+        elif isinstance(self.target.phase, Waking | Ready) and self.target.recommended is not None:
             assert desired == self.target.recommended
 
     @invariant()
@@ -489,6 +577,38 @@ class Life(RuleBasedStateMachine):
         )
 
 
+class LifeOfTheShared(Life):
+    """The same, with other proxies."""
+
+    @rule(
+        shared=st.builds(
+            Shared,
+            *[st.booleans()] * 3,
+            waiting=st.integers(0, 2),
+            agreed=st.booleans(),
+            yields=st.sampled_from([None, None, SleepReason.IDLE, SleepReason.STOPPED]),
+        ),
+        used_ago=st.none() | st.floats(0, 1000),
+    )
+    def the_peers_tell(self, shared: Shared, used_ago: float | None) -> None:
+        self.apply(PeersTold(shared, None if used_ago is None else self.now - used_ago))
+
+    @precondition(lambda self: self.target.waiting and isinstance(admits(self.target, self.now), Serve))
+    @rule()
+    def a_lease_is_granted(self) -> None:
+        self.apply(Granted())
+
+    @invariant()
+    def zero_is_wanted_by_all_or_not_at_all(self) -> None:
+        shared, desired = self.target.shared, desired_replicas(self.target)
+        if self.target.observed and self.target.observed.replicas and not (shared.leads and shared.agreed):
+            assert desired != 0
+
+    @invariant()
+    def nobody_is_let_in_while_another_takes_it_down(self) -> None:
+        assert self.target.shared.yields is None or not isinstance(admits(self.target, self.now), Serve)
+
+
 class LifeOfTheAbandoned(Life):
     """The same, where a wake that nobody waits for is given up."""
 
@@ -510,6 +630,8 @@ class LifeOfTheAlwaysOn(Life):
         assert not isinstance(self.target.phase, Asleep)
 
 
+LifeOfTheShared.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestLifeOfTheShared = LifeOfTheShared.TestCase
 LifeOfTheAlwaysOn.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLifeOfTheAlwaysOn = LifeOfTheAlwaysOn.TestCase
 LifeOfTheAbandoned.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

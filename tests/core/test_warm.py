@@ -19,6 +19,7 @@ from vllm_chill.core.target import (
     Observation,
     Phase,
     Ready,
+    Shared,
     SleepReason,
     Target,
     TargetRef,
@@ -48,6 +49,7 @@ targets = st.builds(
     st.none() | observations,
     st.none() | counts,
     counts,
+    shared=st.builds(Shared, yields=st.none() | st.sampled_from(SleepReason)),
 )
 READY = Target(TargetRef("n", "t"), Ready(1, 2), observed=Observation(1, 1, (Endpoint("a", 1),)))
 
@@ -85,8 +87,9 @@ def test_a_target_that_is_ready_takes_the_short_way() -> None:
         replace(READY, observed=None),
         replace(READY, observed=Observation(0, 0)),
         replace(READY, observed=Observation(1, 1, (Endpoint("a", 1),), failure="it exited")),
+        replace(READY, shared=Shared(yields=SleepReason.IDLE)),
     ],
-    ids=["asleep", "somebody waits", "not seen", "scaled down", "failed"],
+    ids=["asleep", "somebody waits", "not seen", "scaled down", "failed", "another proxy takes it down"],
 )
 def test_anything_else_takes_the_long_way(target: Target) -> None:
     assert warm.leased(target) is None
@@ -100,6 +103,7 @@ def test_a_release_without_a_lease_takes_the_long_way_which_says_so() -> None:
 def test_it_makes_whole_targets() -> None:
     assert list(Target.__struct_fields__) == [
         *["ref", "phase", "waiting", "in_flight", "observed", "sent", "failures", "held_back", "recommended"],
+        "shared",
     ]
-    said = {"sent": 2, "failures": 3, "held_back": "x", "recommended": 4}
+    said = {"sent": 2, "failures": 3, "held_back": "x", "recommended": 4, "shared": Shared(leads=False)}
     assert warm.leased(replace(READY, **said)) == replace(READY, in_flight=1, **said)

@@ -28,6 +28,7 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    PeersTold,
     Recommended,
     Released,
     Scaled,
@@ -49,6 +50,7 @@ from vllm_chill.core.target import (
     Observation,
     Phase,
     Ready,
+    Shared,
     SleepReason,
     Target,
     TargetRef,
@@ -115,6 +117,13 @@ class ScaleController:
         """How many replicas so many waiting callers are reason enough to wake."""
         self.observe_only = False
         """Whether the number of replicas is for somebody else to write."""
+        self.on_shared: Callable[[], None] | None = None
+        """Called when something has changed that other proxies are to be told of at once."""
+        self.fence: Callable[[], bool] | None = None
+        """Whether other proxies let it be written to zero at this moment; None without others."""
+        self.used_elsewhere: Callable[[], bool] | None = None
+        """Whether other proxies may have leases on the replicas that are to go; None without others."""
+        self._avoided: frozenset[str] = frozenset()
         self._seen: Observation | None = None
         self._recommender: str | None = None
         self._write_wanted = asyncio.Event()
@@ -181,7 +190,7 @@ class ScaleController:
     def observed(self, observation: Observation) -> None:
         """Take what the target is now."""
         before, self._seen = self._seen, observation
-        self._apply(Observed(leaving.without(observation, self._leavers.names)))
+        self._apply(Observed(self._offered(observation)))
         if observation.progress != (None if before is None else before.progress):
             self._recorder.progressed(self._target, self._clock())
         if before is not None:
@@ -378,6 +387,33 @@ class ScaleController:
         """Take that its engines are busy with what no lease is for: it is not idle."""
         self._apply(Used())
 
+    # What it shares with other proxies.
+
+    @property
+    def seen(self) -> Observation | None:
+        """What the backend has told last."""
+        return self._seen
+
+    def share(self, shared: Shared, used_at: float | None, avoided: frozenset[str]) -> None:
+        """Take what is known of the other proxies: when they used it last, and which replicas they want to go."""
+        phase = self._target.phase
+        if shared != self._target.shared or (isinstance(phase, Ready) and used_at and used_at > phase.idle_since):
+            before = self._target.shared
+            self._apply(PeersTold(shared, used_at))
+            _wake_all(self._watchers)  # the watchdog counts anew
+            if before.yields is not shared.yields:
+                self._serve_soon()
+        if avoided != self._avoided:
+            self._avoided = avoided
+            if self._seen is not None:
+                self._apply(Observed(self._offered(self._seen)))
+        if self._leavers.names:
+            self._write_wanted.set()
+
+    def stop_soon(self) -> None:
+        """Put it to sleep once its leases have ended, for an operator who asked another proxy."""
+        self._apply(StopAsked())
+
     def outstanding(self, endpoint: Endpoint) -> int:
         """How many leases there are on the replica at this address."""
         return self._seats.taken(endpoint)
@@ -391,7 +427,11 @@ class ScaleController:
         seen, phase = self._seen, self._target.phase
         wanted = desired_replicas(self._target) if isinstance(phase, Ready) else None
         if self._leavers.review(seen, wanted, self._limits.drain_seconds) and seen is not None:
-            self._apply(Observed(leaving.without(seen, self._leavers.names)))
+            self._apply(Observed(self._offered(seen)))
+
+    def _offered(self, seen: Observation) -> Observation:
+        """What is seen, with no new request for replicas that are to go."""
+        return leaving.without(seen, self._avoided.union(self._leavers.names))
 
     async def replaced(self, write: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
         """Have `write` change what a start runs, while nothing runs; it is woken again if it was awake.
@@ -507,6 +547,8 @@ class ScaleController:
             self._tell_change()
         if self._leavers.names or after.recommended is not None:
             self._see_off()
+        if self.on_shared is not None and (after.phase is not before.phase or _is_news_to_others(before, after)):
+            self.on_shared()
         if self._wanted() is not None:
             self._write_wanted.set()
 
@@ -548,11 +590,15 @@ class ScaleController:
         if self.observe_only or target.sent is not None or target.observed is None:
             return None
         desired, replicas = desired_replicas(target), target.observed.replicas
-        if desired == replicas or (
-            desired and desired < replicas and self._leavers.awaited(self._seen, self.endpoints)
-        ):
+        if desired == replicas or (desired and desired < replicas and self._awaits_leavers()):
             return None
         return desired
+
+    def _awaits_leavers(self) -> bool:
+        """Whether a replica that is to go has leases, here or elsewhere, and time for them."""
+        if self._leavers.awaited(self._seen, self.endpoints):
+            return True
+        return self._leavers.have_time and self.used_elsewhere is not None and self.used_elsewhere()
 
     async def _actuate(self) -> None:
         while True:
@@ -568,6 +614,8 @@ class ScaleController:
                 pause = min(pause * 2, _RETRY_MOST_SECONDS)
 
     async def _write(self, replicas: int) -> bool:
+        if replicas == 0 and self.fence is not None and not self.fence():
+            return False  # this process stood still for a moment, perhaps
         self._apply(ScaleStarted(replicas))
         try:
             await self._backend.scale(self._target.ref, replicas, doomed=self._leavers.names)
@@ -588,6 +636,13 @@ class ScaleController:
                     await self._write_wanted.wait()
         except TimeoutError:
             return
+
+
+def _is_news_to_others(before: Target, after: Target) -> bool:
+    """Whether a proxy that takes it to zero waits to hear of this."""
+    if after.shared.yields is None:
+        return False
+    return (not before.waiting, not before.in_flight) != (not after.waiting, not after.in_flight)
 
 
 def _seats(bounds: Bounds, ejector: Ejector) -> Seats:

@@ -57,6 +57,11 @@ class Leavers:
         self._ends = None
         self._due()
 
+    @property
+    def have_time(self) -> bool:
+        """Whether some are to go, and may still end their leases."""
+        return self._ends is not None
+
     def awaited(self, seen: Observation | None, serving: tuple[Endpoint, ...]) -> bool:
         """Whether one of them has leases, and time for them. `serving` is where requests still go."""
         if not self.names or self._ends is None or seen is None:

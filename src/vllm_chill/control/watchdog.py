@@ -18,6 +18,7 @@ class Timed(Protocol):
 
 
 _LONGEST_SLEEP_SECONDS = 3600.0
+_LEAST_SLEEP_SECONDS = 0.001  # less may not move the clock at all
 
 
 async def keep_time(target: Timed) -> None:
@@ -31,6 +32,6 @@ async def keep_time(target: Timed) -> None:
         deadline = target.deadline
         wait = target.review_seconds if deadline is None else deadline - target.now()
         if wait > 0:
-            await target.changed(within_seconds=min(wait, _LONGEST_SLEEP_SECONDS))
+            await target.changed(within_seconds=min(max(wait, _LEAST_SLEEP_SECONDS), _LONGEST_SLEEP_SECONDS))
         if target.deadline is not None:
             target.tick()

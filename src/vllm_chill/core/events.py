@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_chill.core.target import Observation, SleepReason
+from vllm_chill.core.target import Observation, Shared, SleepReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,14 @@ class Used:
 
 
 @dataclass(frozen=True, slots=True)
+class PeersTold:
+    """What is known of the other proxies is this, and the target was in use there at `used_at`; None if never."""
+
+    shared: Shared
+    used_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -126,6 +134,7 @@ Event = (
     | WakeRefused
     | Recommended
     | Used
+    | PeersTold
     | Tick
     | ScaleStarted
     | Scaled

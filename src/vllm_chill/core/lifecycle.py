@@ -20,6 +20,7 @@ from vllm_chill.core.events import (
     Left,
     Lost,
     Observed,
+    PeersTold,
     Recommended,
     Released,
     Scaled,
@@ -79,7 +80,7 @@ _PUT_OFF = frozenset({SleepReason.IDLE, SleepReason.ABANDONED})
 def admits(target: Target, now: float) -> Admission:
     """What a caller that wants a lease can do at `now`."""
     match target.phase:
-        case Ready():
+        case Ready() if target.shared.yields is None:
             assert target.observed is not None
             return Serve(target.observed.endpoints)
         case Failed(cause=cause, retry_at=retry_at):
@@ -92,22 +93,38 @@ def admits(target: Target, now: float) -> Admission:
 
 def desired_replicas(target: Target) -> int | None:
     """The number of replicas that the backend should be asked for; None to leave it as it is."""
-    seen = target.observed.replicas if target.observed is not None else 0
+    seen, shared = target.observed.replicas if target.observed is not None else 0, target.shared
     match target.phase:
         case Unknown():
             return None
+        case Waking() | Ready() if not shared.leads:
+            return seen or target.recommended or 1
         case Waking() | Ready():
             return max(1, seen) if target.recommended is None else target.recommended
         case Draining() | Failed() | Queued():
-            return None if target.in_flight else 0
+            return 0 if not target.in_flight and shared.leads and shared.agreed else None
         case Asleep():
             return 0
+
+
+def taken_down(target: Target) -> SleepReason | None:
+    """Why it is to be at zero, once those who are let in have left; None if it is not, or is there already."""
+    seen = target.observed
+    if seen is None or not (seen.replicas or target.sent):
+        return None
+    match target.phase:
+        case Draining(reason=reason, confirmed=False):
+            return reason
+        case Failed(confirmed=False):
+            return SleepReason.GIVEN_UP
+        case _:
+            return None
 
 
 def next_deadline(target: Target, limits: Limits) -> float | None:
     """When a Tick will change the target if nothing else happens before; None if it never will."""
     match target.phase:
-        case Ready(idle_since=idle_since) if _unused(target) and limits.idle_seconds < math.inf:
+        case Ready(idle_since=idle_since) if _may_idle(target) and limits.idle_seconds < math.inf:
             return idle_since + limits.idle_seconds
         case Failed(retry_at=retry_at, confirmed=True) if limits.always_on:
             return retry_at
@@ -154,6 +171,8 @@ def _take(target: Target, event: Event, now: float, limits: Limits) -> Target:
             return _recommended(target, replicas)
         case Used():
             return _idle_from(target, now)
+        case PeersTold():
+            return _peers_told(target, event, now)
         case Tick():
             return _ticked(target, now, limits)
         case ScaleStarted(replicas):
@@ -190,7 +209,7 @@ def _granted(target: Target) -> Target:
 
 
 def _left(target: Target, now: float, limits: Limits) -> Target:
-    if isinstance(target.phase, Queued) and target.phase.for_callers and not target.waiting:
+    if _is_unwanted(target):
         return _given_up(target, SleepReason.ABANDONED, now)
     abandoned = isinstance(target.phase, Waking) and target.phase.for_callers and not target.waiting
     if abandoned and not limits.keep_abandoned:
@@ -206,6 +225,29 @@ def _idle_from(target: Target, now: float) -> Target:
 
 def _unused(target: Target) -> bool:
     return not target.waiting and not target.in_flight
+
+
+def _may_idle(target: Target) -> bool:
+    """Whether it can be put to sleep for being idle: by this proxy, and used by none."""
+    shared = target.shared
+    return _unused(target) and shared.leads and shared.told and not shared.in_use
+
+
+def _is_unwanted(target: Target) -> bool:
+    """Whether it waits for its turn for callers, and none is left."""
+    phase = target.phase
+    return isinstance(phase, Queued) and phase.for_callers and not (target.waiting or target.shared.waiting)
+
+
+def _peers_told(target: Target, told: PeersTold, now: float) -> Target:
+    target = changed(target, shared=told.shared)
+    if _is_unwanted(target):
+        return _given_up(target, SleepReason.ABANDONED, now)
+    match target.phase:
+        case Ready(since=since, idle_since=idle_since) if told.used_at is not None and told.used_at > idle_since:
+            return changed(target, phase=Ready(since, min(told.used_at, now)))
+        case _:
+            return target
 
 
 def _wake_asked(target: Target, now: float) -> Target:
@@ -243,7 +285,7 @@ def _stop_asked(target: Target, now: float) -> Target:
         case Draining() as draining:
             return changed(target, phase=replace(draining, reason=SleepReason.STOPPED, wake_again=False))
         case Queued() | Waking() if target.waiting:
-            return _fail(target, "it was stopped by an operator while it was waking", now, now)
+            return _fail(target, _WHILE_WAKING[SleepReason.STOPPED], now, now)
         case Queued():
             return _given_up(target, SleepReason.STOPPED, now)
         case Waking():
@@ -364,7 +406,13 @@ def _settle_asleep(target: Target, seen: Observation, now: float, limits: Limits
         return _to(target, Waking(now, confirmed=True))
     if limits.always_on:
         return _wake(target, now)
-    return _wake(target, now, for_callers=True) if target.waiting else target
+    return _wake(target, now, for_callers=True) if _is_wanted(target) else target
+
+
+def _is_wanted(target: Target) -> bool:
+    """Whether callers wait for it; those at other proxies are for the one that leads."""
+    shared = target.shared
+    return target.waiting > 0 or (shared.leads and shared.waiting > 0)
 
 
 def _settle_queued(target: Target, phase: Queued, seen: Observation, now: float) -> Target:
@@ -390,24 +438,34 @@ def _settle_waking(target: Target, phase: Waking, seen: Observation, now: float,
 
 
 def _scaled_down_elsewhere(target: Target, now: float) -> Target:
-    if target.waiting:
-        cause = "someone else scaled it to 0 while it was waking (an autoscaler or a GitOps tool, perhaps)"
-        return _fail(target, cause, now, now)
-    return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
+    reason = target.shared.yields or SleepReason.ELSEWHERE
+    if target.waiting and reason not in _PUT_OFF:
+        return _fail(
+            target, _WHILE_WAKING.get(reason, f"it was scaled to 0 while it was waking: {reason.value}"), now, now
+        )
+    return _to(target, Draining(now, reason, confirmed=True))
+
+
+_WHILE_WAKING = {
+    SleepReason.ELSEWHERE: "someone else scaled it to 0 while it was waking (an autoscaler or a GitOps tool, perhaps)",
+    SleepReason.STOPPED: "it was stopped by an operator while it was waking",
+}
 
 
 def _settle_ready(target: Target, seen: Observation, now: float) -> Target:
     if seen.failure is not None:
         return _wake(target, now, for_callers=True) if target.waiting else _fail(target, seen.failure, now, now)
     if not seen.replicas:
-        return _to(target, Draining(now, SleepReason.ELSEWHERE, confirmed=True))
+        return _to(target, Draining(now, target.shared.yields or SleepReason.ELSEWHERE, confirmed=True))
     return target if seen.endpoints else _to(target, Waking(now, confirmed=True))
 
 
 def _settle_draining(target: Target, phase: Draining, seen: Observation, now: float) -> Target:
     if target.sent is not None:
         return target
-    wanted = target.waiting > 0 or phase.wake_again
+    wanted = _is_wanted(target) or phase.wake_again
+    if not phase.confirmed and phase.reason is SleepReason.IDLE and _is_not_idle(target) and _serves(target):
+        return _to(target, Ready(since=now, idle_since=now))
     if not phase.confirmed and wanted and phase.reason in _PUT_OFF:
         if _serves(target):
             return _to(target, Ready(since=now, idle_since=now))
@@ -422,6 +480,11 @@ def _settle_draining(target: Target, phase: Draining, seen: Observation, now: fl
     if wanted:
         return _wake(target, now, for_callers=not phase.wake_again)
     return target if target.in_flight else _to(target, Asleep(now))
+
+
+def _is_not_idle(target: Target) -> bool:
+    """Whether it turned out not to be idle, or it is no longer this proxy's to say so."""
+    return target.shared.in_use or not target.shared.leads
 
 
 def _settle_failed(target: Target, phase: Failed, seen: Observation, now: float) -> Target:

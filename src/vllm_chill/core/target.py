@@ -163,6 +163,7 @@ class SleepReason(enum.Enum):
     SWITCHED = "another model takes its GPUs"
     REPLACED = "it starts again as its model now has it"
     RETIRED = "its model is gone"
+    GIVEN_UP = "its start has failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,27 @@ class Limits:
     drain_seconds: float = 600.0
 
 
+class Shared(Struct, frozen=True):
+    """How a target is shared with the other proxies that serve it: its peers.
+
+    `leads`: this proxy may have any number of replicas written; else it may wake it, and no more. `told`: every peer
+    has told lately how it uses the target. `in_use`: at one of them somebody has a lease, or waits; so many wait.
+    `agreed`: every peer lets nobody in, and has no lease, until the target is at zero. `yields`: this proxy is to let
+    nobody in, as another one takes the target to zero for this reason.
+    """
+
+    leads: bool = True
+    told: bool = True
+    in_use: bool = False
+    waiting: int = 0
+    agreed: bool = True
+    yields: SleepReason | None = None
+
+
+ALONE = Shared()
+"""How it is with no other proxy."""
+
+
 class Target(Struct, frozen=True):
     """One scale target, whole. A Struct, as each request makes two of them; `msgspec.structs.replace` changes one.
 
@@ -278,3 +300,4 @@ class Target(Struct, frozen=True):
     failures: int = 0
     held_back: str | None = None
     recommended: int | None = None
+    shared: Shared = ALONE

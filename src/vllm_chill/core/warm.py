@@ -29,6 +29,7 @@ def _warm(target: Target) -> bool:
     return (
         type(target.phase) is Ready
         and not target.waiting
+        and target.shared.yields is None
         and seen is not None
         and seen.failure is None
         and seen.replicas > 0
@@ -48,4 +49,5 @@ def _with(target: Target, phase: Phase, in_flight: int) -> Target:
         target.failures,
         target.held_back,
         target.recommended,
+        target.shared,
     )
