@@ -154,8 +154,11 @@ class StubApi:
 
     async def _scale(self, request: web.Request) -> web.Response:
         name = request.path.split("/")[-2]
-        replicas = (await request.json())["spec"]["replicas"]
+        patch = await request.json()
+        replicas, over = patch["spec"]["replicas"], patch.get("metadata", {}).get("resourceVersion")
         item = self.objects[name]
+        if over not in (None, item["metadata"]["resourceVersion"]):
+            return web.json_response(status(409, "the object has been modified", "Conflict"), status=409)
         if item["spec"]["replicas"] != replicas:
             item = await self.put({**item, "spec": {**item["spec"], "replicas": replicas}})
         return web.json_response({"kind": "Scale", "metadata": item["metadata"], "spec": {"replicas": replicas}})

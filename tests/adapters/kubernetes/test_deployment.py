@@ -86,6 +86,26 @@ async def test_a_write_is_one_request_and_is_seen(server: StubApi, backend: Kube
     assert request.content_type == "application/merge-patch+json"
 
 
+async def test_of_two_who_write_over_the_same_number_one_does(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    await server.put(deployment(3))
+    with pytest.raises(BackendUnavailable, match="has been modified; try again"):
+        await backend.scale(REF, 1)
+    assert server.objects["vllm"]["spec"]["replicas"] == 3
+    await seen.until(lambda o: o.replicas == 3)
+    await backend.scale(REF, 1)
+    assert server.objects["vllm"]["spec"]["replicas"] == 1
+
+
+async def test_a_change_of_something_else_than_the_number_is_no_conflict(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    await server.put({**deployment(), "status": {"replicas": 0}})
+    await backend.scale(REF, 1)
+    assert seen.last == ASKED_FOR
+
+
 async def test_a_write_that_the_watch_does_not_tell_of_is_looked_for(
     server: StubApi, backend: KubernetesBackend, seen: Seen
 ) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable, not_logged_in
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, not_logged_in
 from vllm_chill.adapters.kubernetes.deletion_costs import DeletionCosts
 from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
 from vllm_chill.adapters.kubernetes.view import View
@@ -22,6 +22,8 @@ from vllm_chill.ports import Observer
 
 SEEN_SECONDS = 10.0
 _NUDGE_SECONDS = 2.0
+_TRIES = 4
+_ANOTHER_SECONDS = 1.0
 
 
 class KubernetesBackend:
@@ -68,16 +70,40 @@ class KubernetesBackend:
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await self._mark(ref, replicas, doomed)
-        path, body = f"{collection_of(ref)}/{quote(ref.name)}/scale", {"spec": {"replicas": replicas}}
+        view = self._views.get(ref)
         try:
-            answer = await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
+            answer = await self._compare_and_set(ref, replicas, view)
         except ApiError as error:
             raise _refusal(ref, error) from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
-        view = self._views.get(ref)
         if view is not None:
             await self._seen(view, int(answer["metadata"]["resourceVersion"]))
+
+    async def _compare_and_set(self, ref: TargetRef, replicas: int, view: View | None) -> Json:
+        """Write the number over the one that was seen: of two who change the same one, one does.
+
+        The object changes for other reasons too, such as its status; then it is tried again with what is seen by then.
+        """
+        before = view.replicas if view is not None else None
+        for left in reversed(range(_TRIES)):
+            version = view.object_version if view is not None else ""
+            try:
+                return await self._patch(ref, replicas, version)
+            except ApiError as error:
+                if error.status != 409 or not left or view is None:
+                    raise
+                await _another(view, version)
+                if view.replicas != before:
+                    raise
+        raise AssertionError("the loop above returns or raises")
+
+    async def _patch(self, ref: TargetRef, replicas: int, version: str) -> Json:
+        path = f"{collection_of(ref)}/{quote(ref.name)}/scale"
+        body: Json = {"spec": {"replicas": replicas}}
+        if version:
+            body["metadata"] = {"resourceVersion": version}
+        return await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
 
     async def _mark(self, ref: TargetRef, replicas: int, doomed: Sequence[str]) -> None:
         """Have the pods that should go be the first that do."""
@@ -103,6 +129,15 @@ class KubernetesBackend:
             raise BackendUnavailable(
                 f"{view.ref.named} took the write, and it was not seen in the watch within {self._seen_seconds:g} s"
             ) from error
+
+
+async def _another(view: View, version: str) -> None:
+    """Return once another version of the object than this is seen, or after a while."""
+    try:
+        async with asyncio.timeout(_ANOTHER_SECONDS):
+            await view.beyond(version)
+    except TimeoutError:
+        view.relist()
 
 
 def _refusal(ref: TargetRef, error: ApiError) -> BackendError:

@@ -27,7 +27,7 @@ class Workload:
     """A Deployment, or what is like one: its facts, and the label selector of its pods as a query has it.
 
     `command` is what its first container runs, as far as that is written, and `template` names its pod template;
-    `writers` own its number of replicas.
+    `writers` own its number of replicas. `version` is the object's resource version, empty where it is not known.
     """
 
     facts: WorkloadFacts
@@ -35,6 +35,7 @@ class Workload:
     command: tuple[str, ...] = ()
     template: str = ""
     writers: Writers = field(default_factory=Writers)
+    version: str = ""
 
 
 def workload(deployment: Json) -> Workload:
@@ -46,7 +47,12 @@ def workload(deployment: Json) -> Workload:
     facts = WorkloadFacts(1 if replicas is None else replicas, _refused(status) if current else None)
     template = spec.get("template") or {}
     return Workload(
-        facts, label_selector(spec["selector"]), _command(template), digest(template), writers_of(deployment)
+        facts,
+        label_selector(spec["selector"]),
+        _command(template),
+        digest(template),
+        writers_of(deployment),
+        str(deployment["metadata"].get("resourceVersion") or ""),
     )
 
 

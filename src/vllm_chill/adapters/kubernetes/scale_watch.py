@@ -85,7 +85,7 @@ class ScaleWatch:
                 "its controller to fill, and for a CustomResourceDefinition to name as labelSelectorPath"
             )
         self._version = int(scale["metadata"]["resourceVersion"])
-        found = Workload(WorkloadFacts(replicas or 0), selector, writers=self._writers)
+        found = Workload(WorkloadFacts(replicas or 0), selector, writers=self._writers, version=str(self._version))
         return Snapshot({self._ref.name: found}, self._version)
 
     async def _watch(self) -> None:

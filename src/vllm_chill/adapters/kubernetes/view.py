@@ -92,6 +92,18 @@ class View:
         found = self._workload()
         return None if found is None else found.facts.replicas
 
+    @property
+    def object_version(self) -> str:
+        """The resource version of the object as it was last seen; empty while it is not."""
+        found = self._workload()
+        return "" if found is None else found.version
+
+    async def beyond(self, object_version: str) -> None:
+        """Wait until the observer has been told of another version of the object than this."""
+        while self.object_version == object_version:
+            self._advanced.clear()
+            await self._advanced.wait()
+
     async def until(self, version: int) -> None:
         """Wait until the observer has been told all up to this version."""
         while self._version < version:
