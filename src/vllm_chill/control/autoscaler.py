@@ -199,7 +199,7 @@ class Autoscaler:
             target.observed.replicas if target.observed is not None else 0,
             tuple(self.meter.members(signals)),
             self.meter.of_target(signals),
-            target.waiting,
+            target.waiting + target.shared.waiting,
             self.room(),
         )
 

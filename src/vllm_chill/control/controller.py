@@ -555,7 +555,7 @@ class ScaleController:
     def _with_demand(self, target: Target, now: float) -> Target:
         if self.demand is None or not isinstance(target.phase, Waking):
             return target
-        asked = self.demand(target.waiting)
+        asked = self.demand(target.waiting + target.shared.waiting)
         if asked <= (target.recommended or 1):
             return target
         return step(target, Recommended(asked), now, self._limits)

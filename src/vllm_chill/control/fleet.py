@@ -130,12 +130,18 @@ class Fleet:
         decided = plan([_standing(member) for member in self._members.values()], self._rules, now)
         self._waits_for = dict(decided.waits_for)
         for name, beneficiary in decided.leave.items():
-            self._members[beneficiary].replaces = name, now
-            self._members[name].controller.give_way(SleepReason.SWITCHED)
+            if self._leads(name):
+                self._members[beneficiary].replaces = name, now
+                self._members[name].controller.give_way(SleepReason.SWITCHED)
         for name in decided.start:
-            self._members[name].controller.let_go(_TURN)  # for one wake: `_tell` holds back the next one
+            if self._leads(name):
+                self._members[name].controller.let_go(_TURN)  # for one wake: `_tell` holds back the next one
         self._tell(decided)
         return decided.look_again_at
+
+    def _leads(self, name: str) -> bool:
+        """Whether it is for this proxy to say whose turn it is, and not for another one that serves the same models."""
+        return self._members[name].controller.target.shared.leads
 
     def _note(self, member: _Member, now: float) -> None:
         """Take over since when it waits, and what became of the switch to it."""
@@ -184,8 +190,8 @@ class Fleet:
 def _standing(member: _Member) -> Standing:
     controller, phase = member.controller, member.controller.target.phase
     holds = controller.runs
-    unused_since = None
-    if controller.unused:
+    unused_since, shared = None, controller.target.shared
+    if controller.unused and shared.told and not shared.in_use:
         match phase:
             case Ready(idle_since=since):
                 unused_since = since

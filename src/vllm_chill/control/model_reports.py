@@ -36,15 +36,18 @@ class ModelReports:
         facts: Callable[[str], tuple[Json, Facts] | None],
         controller_of: Callable[[str], ModelController | None],
         wall_clock: Callable[[], float],
+        turn: asyncio.Event | None = None,
     ) -> None:
-        """`facts` has a model's object, and what is known of it but for what is remembered here."""
+        """`facts` has a model's object, and what is known of it but for what is remembered here. `turn` is that of the
+        Reconciler.
+        """
         self._store = store
         self._models = models
         self._facts = facts
         self._controller_of = controller_of
         self._wall_clock = wall_clock
         self._clock = asyncio.get_running_loop().time
-        self._work = Reconciler(self._write, failed=self._failed)
+        self._work = Reconciler(self._write, failed=self._failed, turn=turn)
         self._memories: dict[str, Memory] = {}
         self._told: dict[str, Told] = {}
         self._complaints = Complaints()

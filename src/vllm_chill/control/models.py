@@ -81,9 +81,10 @@ class ModelReconciler:
         grace_seconds: float,
         rhythm: Rhythm | None = None,
         wall_clock: Callable[[], float] = time.time,
+        turn: asyncio.Event | None = None,
     ) -> None:
         """`controller_of` has the controller of a model, also while it ends. `grace_seconds` is how long the requests
-        of a model that is deleted may go on.
+        of a model that is deleted may go on. Nothing is written while `turn` is not set: that is another proxy's.
         """
         self._store = store
         self._observer = observer
@@ -93,9 +94,9 @@ class ModelReconciler:
         self._grace_seconds = grace_seconds
         self._clock = asyncio.get_running_loop().time
         self._log = structlog.get_logger("vllm_chill.models")
-        self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm)
+        self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm, turn=turn)
         self._workloads = Workloads(store, namespace, defaults, self._work.add)
-        self._reports = ModelReports(store, MODELS, self._facts, controller_of, wall_clock)
+        self._reports = ModelReports(store, MODELS, self._facts, controller_of, wall_clock, turn)
         self._models: dict[str, _Model] = {}
         self._gone: dict[str, float] = {}
         self._seen: dict[Collection, Mapping[str, Json]] = {}

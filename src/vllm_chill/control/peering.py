@@ -29,6 +29,8 @@ _PAUSE_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
 """For how long nobody is let in until the first report is written: after that it is served without one."""
 _GOODBYE_SECONDS = 2.0
+_ASKED = frozenset({SleepReason.STOPPED, SleepReason.SWITCHED})
+"""Why a proxy that does not lead wants a target asleep: somebody asked it."""
 
 
 class Led(Protocol):
@@ -99,6 +101,8 @@ class Peering:
         self._begun = self._clock()
         self._is_known = False
         self._trouble: str | None = None
+        self.turn = asyncio.Event()
+        """Set while this proxy leads."""
         self._told: tuple[bool, tuple[str, ...]] = (False, ())
         self._news = asyncio.Event()
 
@@ -257,6 +261,7 @@ class Peering:
             self._stop_for_others(now)
         if (leads, others) != self._told:
             self._told = leads, others
+            (self.turn.set if leads else self.turn.clear)()
             self._changed()
 
     def _begin_rounds(self, now: float) -> None:
@@ -314,7 +319,7 @@ class Peering:
         target, own = controller.target, self._rounds.get(key)
         phase, used = target.phase, target.waiting or target.in_flight
         idle = now - phase.idle_since if isinstance(phase, Ready) and not used else None
-        stopped = isinstance(phase, Draining) and phase.reason is SleepReason.STOPPED and not target.shared.leads
+        stopped = isinstance(phase, Draining) and phase.reason in _ASKED and not target.shared.leads
         return Demand(
             waiting=target.waiting,
             in_flight=target.in_flight,

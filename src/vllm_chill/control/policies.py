@@ -88,8 +88,11 @@ class Policies:
         targets: ScaleTargets,
         rhythm: Rhythm | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        turn: asyncio.Event | None = None,
     ) -> None:
-        """`wall` is the time of day, with a time zone."""
+        """`wall` is the time of day, with a time zone. Nothing is written while `turn` is not set: that is another
+        proxy's.
+        """
         self._store = store
         self._autoscalers = autoscalers
         self._namespace = namespace
@@ -102,7 +105,7 @@ class Policies:
         self._others = autoscalers_of(namespace)
         self._seen: dict[Collection, Mapping[str, Json]] = {}
         self._lost: dict[Collection, str] = {}
-        self._reports = PolicyReports(store, self._policies, rhythm=rhythm, wall=wall)
+        self._reports = PolicyReports(store, self._policies, rhythm=rhythm, wall=wall, turn=turn)
         self._sources = Sources(self._reports.forget)
         self._resources: dict[tuple[str, str], Resource | str] = {
             (resource.api_version, resource.kind): resource for resource in ANNOTATED

@@ -6,6 +6,7 @@ decided by. What was asked for by hand is kept where the policy is, so that it o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -75,12 +76,14 @@ class PolicyReports:
         *,
         rhythm: Rhythm | None,
         wall: Callable[[], datetime],
+        turn: asyncio.Event | None = None,
     ) -> None:
+        """`turn` is that of the Reconciler."""
         self._store = store
         self._policies = policies
         self._wall = wall
         self._teller = Teller(store, wall)
-        self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm)
+        self._work = Reconciler(self._visit, failed=self._failed, rhythm=rhythm, turn=turn)
         self._reported: dict[str, Reported] = {}
         self._memories: dict[str, _Memory] = {}
         self._complaints = Complaints()

@@ -41,16 +41,19 @@ class Reconciler:
         rhythm: Rhythm | None = None,
         failed: Callable[[str, BackendError, float], None] | None = None,
         chance: Callable[[], float] = random.random,
+        turn: asyncio.Event | None = None,
     ) -> None:
         """`visit` makes a key as it should be, and returns after how many seconds it wants to look again: None for
         the next resync, infinity for not before it is named. It raises BackendError for what has to be tried again,
-        and `failed` is told, with the pause in seconds until then. `chance` is from 0 to 1.
+        and `failed` is told, with the pause in seconds until then. `chance` is from 0 to 1. Nothing is visited while
+        `turn` is not set: another process does the work.
         """
         self._visit = visit
         self._workers = workers
         self._rhythm = rhythm or Rhythm()
         self._failed = failed
         self._chance = chance
+        self._turn = turn
         self._due: dict[str, None] = {}
         self._visited: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -93,6 +96,8 @@ class Reconciler:
     async def _work_off(self) -> None:
         while True:
             await self._work.acquire()
+            if self._turn is not None:
+                await self._turn.wait()
             key = next(key for key in self._due if key not in self._visited)
             del self._due[key]
             self._visited.add(key)
