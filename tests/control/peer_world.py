@@ -19,7 +19,7 @@ from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.core.election import Terms as LeaseTerms
 from vllm_chill.core.peers import Demands, Report, Terms
 from vllm_chill.core.target import Endpoint, Limits, Observation, Progress, Replica, Stage, Target, TargetRef
-from vllm_chill.errors import BackendUnavailable
+from vllm_chill.errors import BackendRefused, BackendUnavailable
 from vllm_chill.ports import Observer, PeersObserver
 
 _T = TypeVar("_T")
@@ -47,11 +47,14 @@ class Silent:
 
 @dataclass
 class Road:
-    """A proxy's way to the API server. While it is `away` no call arrives, and nothing is seen."""
+    """A proxy's way to the API server. While it is `away` no call arrives, and nothing is seen. `refuses` is what every
+    call for Leases is told.
+    """
 
     random: Random
     delay: float
     away: bool = False
+    refuses: str | None = None
 
     async def pass_(self) -> None:
         await asyncio.sleep(self.random.uniform(0, self.delay))
@@ -166,7 +169,13 @@ class Way:
             if version == store.newest:
                 await store.news()
 
+    def _may(self) -> None:
+        if self.road.refuses is not None:
+            raise BackendRefused(self.road.refuses)
+
     async def read(self) -> Mapping[str, Report]:
+        self._may()
+
         async def read() -> tuple[int, Mapping[str, Report]]:
             return self.world.reports.newest, await self.world.reports.read()
 
@@ -175,6 +184,7 @@ class Way:
         return reports
 
     async def write(self, identity: str, demands: Demands) -> None:
+        self._may()
         await self.road.call(lambda: self.world.reports.write(identity, demands))
 
     async def remove(self, report: Report) -> None:
@@ -183,6 +193,7 @@ class Way:
     # The Lease.
 
     async def get(self) -> StoredLease | None:
+        self._may()
         return await self.road.call(self.world.lease.get)
 
     async def create(self, record: Record) -> StoredLease:

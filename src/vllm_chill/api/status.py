@@ -91,6 +91,23 @@ class TargetStatus(BaseModel):
     """The newest one that is over, since this proxy began."""
 
 
+class PeersStatus(BaseModel):
+    """How a proxy stands to the others that serve the same targets."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    """Who it is to them."""
+    leads: bool
+    """Whether it is the one that puts targets to sleep."""
+    leader: str | None = None
+    """Who was seen to lead last."""
+    others: list[str]
+    """Those that have reported lately."""
+    trouble: str | None = None
+    """Why it cannot tell them of its callers, so that it puts nothing to sleep."""
+
+
 class ProxyStatus(BaseModel):
     """The whole answer."""
 
@@ -103,6 +120,8 @@ class ProxyStatus(BaseModel):
     """The model of requests that name none, where there is a catalogue."""
     trouble: str | None = None
     """Why the catalogue is not known."""
+    peers: PeersStatus | None = None
+    """The other proxies; none with --leader-elect off, and without a cluster."""
     targets: list[TargetStatus]
 
 

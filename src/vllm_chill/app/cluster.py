@@ -13,15 +13,21 @@ import structlog
 from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
+from vllm_chill.adapters.kubernetes.leases import KubernetesLease
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
+from vllm_chill.adapters.kubernetes.peer_leases import KubernetesPeers
 from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models, rights_of_policies
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
+from vllm_chill.control.election import Election, new_identity
+from vllm_chill.control.peering import Peering
 from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
+from vllm_chill.core.election import lease_terms_of
+from vllm_chill.core.peers import terms_of
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.settings.serve import parse_controllers
+from vllm_chill.settings.serve import Settings, parse_controllers
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ class Cluster:
     def __init__(self, plan: Plan, api: ApiClient) -> None:
         self._plan = plan
         self._api = api
+        self.peering = _peering(plan.settings, api) if plan.settings.leader_elect == "on" else None
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         settings = self._plan.settings
@@ -67,6 +74,7 @@ class Cluster:
                 settings.gpu_count, settings.cpu_offload_gb, settings.start_timeout.total_seconds()
             ),
             grace_seconds=settings.drain_timeout.total_seconds(),
+            turn=self._turn,
         )
         observer.listen(reconciler.changed)
         async with asyncio.TaskGroup() as tasks:
@@ -111,10 +119,15 @@ class Cluster:
             namespace=settings.namespace,
             kinds=KubernetesKinds(self._api),
             targets=targets,
+            turn=self._turn,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._complain_of_missing(tuple(more)))
             tasks.create_task(policies.run())
+
+    @property
+    def _turn(self) -> asyncio.Event | None:
+        return None if self.peering is None else self.peering.turn
 
     async def _look_for_rights(self) -> None:
         await self._complain_of_missing(rights_of_models(self._plan.settings.namespace))
@@ -123,6 +136,15 @@ class Cluster:
         log = structlog.get_logger("vllm_chill")
         for complaint in await missing_rights(self._api, rights):
             log.warning(complaint)
+
+
+def _peering(settings: Settings, api: ApiClient) -> Peering:
+    identity, lease_seconds = new_identity(), settings.lease_duration.total_seconds()
+    lease = KubernetesLease(api, settings.namespace, settings.lease_name)
+    election = Election(lease, identity, lease_terms_of(lease_seconds))
+    terms = terms_of(lease_seconds)
+    reports = KubernetesPeers(api, settings.namespace, settings.lease_name, gone_seconds=terms.gone_seconds)
+    return Peering(reports, election, identity, terms)
 
 
 async def _nothing() -> None:

@@ -21,6 +21,7 @@ from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.replica_metrics import Scaled
 
 if TYPE_CHECKING:
+    from vllm_chill.control.peering import Peering
     from vllm_chill.control.policies import OwnTarget
 
 
@@ -28,13 +29,20 @@ class ProxyTargets:
     """control.policies.ScaleTargets of one proxy. `world` is what a target runs on that the proxy does not serve."""
 
     def __init__(
-        self, plan: Plan, directory: Directory, meters: Meters, metrics: Metrics, world: Callable[[TargetRef], World]
+        self,
+        plan: Plan,
+        directory: Directory,
+        meters: Meters,
+        metrics: Metrics,
+        world: Callable[[TargetRef], World],
+        peering: Peering | None = None,
     ) -> None:
         self._plan = plan
         self._directory = directory
         self._meters = meters
         self._metrics = metrics
         self._world = world
+        self._peering = peering
 
     @property
     def known(self) -> bool:
@@ -71,6 +79,8 @@ class ProxyTargets:
             TargetRecorder(ref, self._metrics),
         )
         controller.observe_only = self._plan.observe_only
+        if self._peering is not None:
+            self._peering.add(controller)
         meter = self._meters.of(controller)
         self._metrics.follow(lambda: controller.target, controller.now, None)
         self._metrics.replicas.follow(
@@ -83,6 +93,8 @@ class ProxyTargets:
                     tasks.create_task(controller.run())
                     tasks.create_task(meter.run())
             finally:
+                if self._peering is not None:
+                    self._peering.remove(controller)
                 await world.close()
                 self._metrics.forget(ref)
 

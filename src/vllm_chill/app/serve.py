@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.api.status import PeersStatus
 from vllm_chill.api.version import Build
 from vllm_chill.app import VERSION
 from vllm_chill.app.meters import Meters, open_meters
@@ -40,6 +42,9 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.server import ProxyServer
+
+if TYPE_CHECKING:
+    from vllm_chill.control.peering import Peering
 
 _TURNS = 20
 
@@ -80,6 +85,19 @@ def _meters(settings: Settings) -> AbstractAsyncContextManager[Meters]:
     )
 
 
+def peers_status(peering: Peering | None) -> PeersStatus | None:
+    """How this proxy stands to others."""
+    if peering is None:
+        return None
+    return PeersStatus(
+        identity=peering.identity,
+        leads=peering.leads,
+        leader=peering.leader or None,
+        others=list(peering.others),
+        trouble=peering.trouble,
+    )
+
+
 def _busy(directory: Directory) -> int:
     return sum(served.controller.target.waiting + served.controller.target.in_flight for served in directory)
 
@@ -109,7 +127,7 @@ async def serve(
         autoscalers = Autoscalers()
         meters = await stack.enter_async_context(_meters(settings))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
-        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet)
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering)
         if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, serve_targets = Directory(budget, made.served), made.run
@@ -123,11 +141,13 @@ async def serve(
                 autoscalers.review,
             )
             serve_targets = partial(models.run, partial(ground.tell_models, models))
-        targets = ProxyTargets(plan, directory, meters, metrics, lambda ref: ground.world(ref, None))
+        targets = ProxyTargets(plan, directory, meters, metrics, lambda ref: ground.world(ref, None), ground.peering)
 
         async def work() -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(serve_targets())
+                if ground.peering is not None:
+                    tasks.create_task(ground.peering.run())
                 tasks.create_task(ground.control(autoscalers, targets, metrics))
 
         proxy = ProxyHandler(directory, pool, metrics, options)
@@ -142,6 +162,7 @@ async def serve(
             stats=GpuStatsPage(gpu_sources(settings, directory)),
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
+            peers=lambda: peers_status(ground.peering),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)

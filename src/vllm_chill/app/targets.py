@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_chill.app.meters import Meters
 from vllm_chill.app.plan import Plan, TargetPlan
@@ -36,6 +36,9 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.replica_metrics import Scaled
 from vllm_chill.telemetry.start_record import StartRecord
+
+if TYPE_CHECKING:
+    from vllm_chill.control.peering import Peering
 
 
 class Record:
@@ -140,6 +143,7 @@ class TargetMaker:
         autoscalers: Autoscalers,
         recorders: Sequence[Recorder] = (),
         fleet: Fleet | None = None,
+        peering: Peering | None = None,
     ) -> None:
         self._plan = plan
         self._metrics = metrics
@@ -149,6 +153,7 @@ class TargetMaker:
         self._autoscalers = autoscalers
         self._recorders = recorders
         self._fleet = fleet
+        self._peering = peering
         self._prober = Prober(pool)
 
     def make(self, target: TargetPlan, world: World) -> Made:
@@ -168,6 +173,8 @@ class TargetMaker:
             lambda: starts.retry_after(controller.now()),
         )
         controller.observe_only = self._plan.observe_only
+        if self._peering is not None:
+            self._peering.add(controller)
         controller.ejector.look = self._is_healthy
         controller.ejector.recorder = EjectionRecord(target.ref, self._metrics)
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
@@ -192,6 +199,8 @@ class TargetMaker:
                     tasks.create_task(autoscaler.run())
             finally:
                 self._autoscalers.remove(served.name)
+                if self._peering is not None:
+                    self._peering.remove(controller)
                 await world.close()
                 if model is not None:
                     self._metrics.forget(target.ref)

@@ -23,6 +23,7 @@ from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from vllm_chill.adapters.models_file import FileModel
+    from vllm_chill.control.peering import Peering
     from vllm_chill.control.policies import ScaleTargets
 
 
@@ -52,6 +53,10 @@ class World:
 class Ground(Protocol):
     """Where the targets of a proxy run."""
 
+    @property
+    def peering(self) -> Peering | None:
+        """What makes this proxy one of several that serve the same targets; None where there can be but one."""
+
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         """That of one target: the model's, or that of the settings."""
 
@@ -77,6 +82,8 @@ async def open_ground(plan: Plan) -> AsyncIterator[Ground]:
 
 class _ThisMachine:
     """Commands of this machine: the one that was given, or those of a file of models."""
+
+    peering = None
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 import durationpy
 
-from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
+from vllm_chill.api.status import PastStartStatus, PeersStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.asking import Proxy, url_option
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
 from vllm_chill.core.routing import Route
@@ -41,9 +41,22 @@ def tell(answer: ProxyStatus) -> str:
         paragraphs.append("There is no model yet.")
     if answer.default_model is not None and len(answer.targets) > 1:
         paragraphs.append(f"Requests that name no model get {answer.default_model}.")
+    if answer.peers is not None and (sentence := _peers(answer.peers)) is not None:
+        paragraphs.append(sentence)
     if answer.draining:
         paragraphs.append("This proxy is shutting down.")
     return ("\n\n" if len(answer.targets) > 1 else "\n").join(paragraphs)
+
+
+def _peers(peers: PeersStatus) -> str | None:
+    """A sentence on the other proxies; None if there is nothing to say."""
+    if peers.trouble is not None:
+        return f"Nothing is put to sleep: other proxies cannot be told who is served here: {peers.trouble}."
+    if not peers.others:
+        return None
+    others = f"{len(peers.others)} other {'proxy serves' if len(peers.others) == 1 else 'proxies serve'} this too"
+    leads = "this one puts it to sleep" if peers.leads else f"{peers.leader or 'nobody yet'} puts it to sleep"
+    return f"{others}; {leads}."
 
 
 def describe(target: TargetStatus) -> str:

@@ -54,6 +54,11 @@ class Terms:
         return self.renew_deadline_seconds / 2
 
 
+def lease_terms_of(lease_seconds: float) -> Terms:
+    """The terms of a lease that is good for so long, in the proportions of Kubernetes' own controllers."""
+    return Terms(lease_seconds, lease_seconds * 2 / 3, lease_seconds * 2 / 15)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a Lease says: who holds it ("" for nobody), for how many seconds from its last change, since when, when it

@@ -310,6 +310,22 @@ class Settings(Declared):
         "Requests with the same value of this header go to the same replica, unless it has too many; those without it "
         "go as --load-balancing says.",
     )  # fmt: skip
+    leader_elect: Literal["on", "off"] = setting(
+        "on", "LEADER_ELECT", "High availability", "on or off",
+        "With --backend kubernetes: tell the other proxies of the same targets who is served here, and put a target to "
+        "sleep only if this one is elected to, and no other uses it. off is for a proxy that is always alone, while it "
+        "is updated too.",
+    )  # fmt: skip
+    lease_name: Subdomain = setting(
+        "vllm-chill", "LEASE_NAME", "High availability", "a Lease's name: lower-case letters, digits, - and .",
+        "The Lease of --namespace that the proxy which leads holds; what each reports is in Leases whose names begin "
+        "so. Proxies that serve other targets in the same namespace need another one.",
+    )  # fmt: skip
+    lease_duration: PositiveDuration = setting(
+        timedelta(seconds=15), "LEASE_DURATION", "High availability", DURATION,
+        "How long a leader that has gone without a word is waited for, before another proxy leads; those whom a proxy "
+        "served that is gone are waited for twice as long. Kubernetes' own controllers have 15s.",
+    )  # fmt: skip
     host: Host = setting(
         "0.0.0.0", "HOST", "Listening", HOST,  # noqa: S104 - a proxy in a container is reached from outside
         "Address to listen on.",

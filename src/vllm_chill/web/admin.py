@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from vllm_chill.api.choice import OperationAsked, OperationDone
-from vllm_chill.api.status import ProxyStatus, TargetStatus
+from vllm_chill.api.status import PeersStatus, ProxyStatus, TargetStatus
 from vllm_chill.api.version import Build
 from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Routes
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
@@ -52,11 +52,13 @@ class AdminApi:
         stats: GpuStatsPage | None = None,
         scalers: Mapping[str, Scaler] = NO_SCALERS,
         override_ttl_seconds: float = 3600.0,
+        peers: Callable[[], PeersStatus | None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
         self._build = build
         self._draining = draining
+        self._peers = peers
         self._switching = switching
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
@@ -131,6 +133,7 @@ class AdminApi:
             draining=self._draining(),
             default_model=None if default is None else name_of(self._directory, default),
             trouble=self._directory.unread,
+            peers=self._peers(),
             targets=[self._status_of(served) for served in self._directory],
         )
         return web.json_response(status.model_dump())
