@@ -55,6 +55,8 @@ class Road:
     delay: float
     away: bool = False
     refuses: str | None = None
+    behind: float = 0.0
+    """By how many seconds the watch of the reports is late."""
 
     async def pass_(self) -> None:
         await asyncio.sleep(self.random.uniform(0, self.delay))
@@ -157,6 +159,7 @@ class Way:
         store = self.world.reports
         while True:
             version, reports = store.newest, dict(store.reports)
+            await asyncio.sleep(self.road.behind)
             try:
                 await self.road.pass_()
             except BackendUnavailable as error:
@@ -290,7 +293,7 @@ class World:
 async def use(proxy: Proxy, seconds: float, hold: float = 300) -> None:
     """One request, which takes so long once it is let in."""
     try:
-        with await proxy.controller.lease(hold):
+        with proxy.controller.lease_now() or await proxy.controller.lease(hold):
             proxy.served += 1
             await asyncio.sleep(seconds)
     except Exception as error:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests.control.peer_world import IDLE, Proxy, World, now, use
-from vllm_chill.core.target import Asleep, Failed
+from vllm_chill.core.target import Asleep, Draining, Failed
 
 pytestmark = pytest.mark.looptime(start=100)
 
@@ -194,6 +194,43 @@ async def test_while_the_api_server_is_away_nobody_is_cut_and_after_it_it_sleeps
     back = now()
     await until(lambda: numbers(world) == [1, 0])
     assert now() - back <= IDLE + 20
+
+
+async def test_when_the_api_server_is_back_nobody_is_taken_for_gone_who_could_not_report(world: World) -> None:
+    leader, other = await two(world)
+    await use(leader, 0)
+    stream = asyncio.ensure_future(use(other, 12 * IDLE))
+    await asyncio.sleep(1)
+    for proxy in world.proxies:
+        proxy.road.away = True
+    await asyncio.sleep(5 * IDLE)
+    leader.road.away = False
+    await until(lambda: leader.peering.leads)
+    await asyncio.sleep(8)
+    other.road.away = False
+    await stream
+    assert numbers(world) == [1]
+    await until(lambda: numbers(world) == [1, 0])
+
+
+async def test_who_came_a_moment_ago_is_found_though_the_watch_is_late(world: World) -> None:
+    leader = world.start()
+    await until(lambda: leader.peering.leads)
+    await use(leader, 0)
+    leader.road.behind = 12.0
+    await asyncio.sleep(IDLE - 5)
+    late = world.start()
+    await use(late, 2 * IDLE)
+    assert late.troubles == []
+    assert numbers(world) == [1]
+
+
+async def test_who_comes_while_it_is_taken_down_is_served_after_that(world: World) -> None:
+    leader, other = await two(world)
+    await asyncio.gather(use(leader, 0), use(other, 0))
+    await until(lambda: leader.controller.target.phase.__class__ is Draining)
+    await asyncio.gather(*(use(proxy, 1) for proxy in (leader, other) for _ in range(3)))
+    assert leader.troubles == other.troubles == []
 
 
 @pytest.mark.parametrize("asked", ["leader", "other"])
