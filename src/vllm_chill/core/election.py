@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from vllm_chill.core.objects import Json
+from vllm_chill.core.phrases import micro_timestamp
 
 _JITTER = 1.2
 """By how much longer than the retry period the renew deadline must be, as client-go has it."""
@@ -177,7 +178,7 @@ def release(candidate: Candidate, wall: datetime) -> Record | None:
     if candidate.seen is None or candidate.holder != candidate.identity:
         return None
     # A lease of no length cannot be written.
-    return replace(candidate.seen, holder="", lease_seconds=1, renewed=_stamp(wall))
+    return replace(candidate.seen, holder="", lease_seconds=1, renewed=micro_timestamp(wall))
 
 
 def _seconds_left(candidate: Candidate, now: float) -> float:
@@ -191,13 +192,9 @@ def _seconds_left(candidate: Candidate, now: float) -> float:
 
 def _record_of(candidate: Candidate, wall: datetime) -> Record:
     before = candidate.seen or Record()
-    renewed = _stamp(wall)
+    renewed = micro_timestamp(wall)
     lease_seconds = math.ceil(candidate.terms.lease_seconds)
     if before.holder == candidate.identity:
         return replace(before, lease_seconds=lease_seconds, renewed=renewed)
     transitions = 0 if candidate.seen is None else before.transitions + 1
     return Record(candidate.identity, lease_seconds, renewed, renewed, transitions)
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

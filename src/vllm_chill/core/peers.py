@@ -14,8 +14,8 @@ yields does so for longer than a write that rests on it can be on its way.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vllm_chill.core.target import Shared, SleepReason
@@ -103,27 +103,48 @@ def from_text(text: str) -> Demands | None:
         return None
 
 
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "waiting": int,
-    "in_flight": int,
-    "idle_seconds": (int, float),
-    "round": str,
-    "reason": str,
-    "yields": str,
-    "leaving": list,
-    "left": list,
-    "stop": bool,
+_MOST = 1e15
+"""More than any number here can be."""
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _MOST  # type: ignore[operator]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+_CAN_BE: Mapping[str, Callable[[object], bool]] = {
+    "waiting": _is_count,
+    "in_flight": _is_count,
+    "idle_seconds": _is_seconds,
+    "round": _is_text,
+    "reason": _is_text,
+    "yields": _is_text,
+    "leaving": _are_names,
+    "left": _are_names,
+    "stop": lambda value: isinstance(value, bool),
 }
 
 
 def _demand(said: Mapping[str, Any]) -> Demand:
     found: dict[str, Any] = {}
-    for one in fields(Demand):
-        if one.name in said:
-            value = said[one.name]
-            if not isinstance(value, _KINDS[one.name]):
-                raise TypeError(f"{one.name} is {value!r}")
-            found[one.name] = tuple(map(str, value)) if isinstance(value, list) else value
+    for name, value in said.items():
+        can_be = _CAN_BE.get(name)
+        if can_be is None:
+            continue
+        if not can_be(value):
+            raise TypeError(f"{name} is {value!r}")
+        found[name] = tuple(value) if isinstance(value, list) else value
     return Demand(**found)
 
 

@@ -15,3 +15,8 @@ def listed(names: Sequence[str], most: int) -> str:
 def timestamp(moment: datetime) -> str:
     """A moment, which has a time zone, as objects of Kubernetes say it: RFC 3339, to the second, in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def micro_timestamp(moment: datetime) -> str:
+    """The same to the microsecond, as Leases say it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -7,75 +7,29 @@ does. What is in it besides the record, such as somebody's labels, is written ba
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, Json
+from vllm_chill.adapters.kubernetes.lease_calls import LeaseCalls
 from vllm_chill.core.election import Record, StoredLease
-from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
-
-_VERSION = "coordination.k8s.io/v1"
-_VERBS = {"GET": "get", "POST": "create", "PUT": "update"}
 
 
 class KubernetesLease:
     """ports.LeaseStore for the Lease of this name in this namespace. Each call has the client's deadline."""
 
     def __init__(self, api: ApiClient, namespace: str, name: str) -> None:
-        self._api = api
-        self._namespace = namespace
+        self._leases = LeaseCalls(api, namespace, ("get", "create", "update"))
         self._name = name
-        self._leases = f"/apis/{_VERSION}/namespaces/{quote(namespace)}/leases"
-        self._path = f"{self._leases}/{quote(name)}"
 
     async def get(self) -> StoredLease | None:
-        try:
-            return _stored(await self._api.call("GET", self._path))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise self._refusal("GET", error) from error
-        except Unreachable as error:
-            raise BackendUnavailable(str(error)) from error
+        item = await self._leases.get(self._name)
+        return None if item is None else _stored(item)
 
     async def create(self, record: Record) -> StoredLease:
-        metadata = {"name": self._name, "namespace": self._namespace}
-        item: Json = {"apiVersion": _VERSION, "kind": "Lease", "metadata": metadata}
-        return await self._write("POST", self._leases, item, record)
+        return _stored(await self._leases.create(self._name, {"spec": _spec({}, record)}))
 
     async def update(self, stored: StoredLease, record: Record) -> StoredLease:
-        return await self._write("PUT", self._path, stored.item, record)
-
-    async def _write(self, method: str, path: str, item: Json, record: Record) -> StoredLease:
-        try:
-            return _stored(await self._api.call(method, path, body={**item, "spec": _spec(item, record)}))
-        except ApiError as error:
-            raise self._refusal(method, error) from error
-        except Unreachable as error:
-            raise BackendUnavailable(str(error)) from error
-
-    def _refusal(self, method: str, error: ApiError) -> BackendError:
-        verb, said = _VERBS[method], error.message.rstrip(".")
-        what = f"the Lease {self._namespace}/{self._name}"
-        match error.status:
-            case 404 if method == "PUT":
-                return BackendConflict(f"{what} is gone")
-            case 404:
-                return BackendRefused(f"{what} cannot be made: {said}; create the namespace, or name another")
-            case 409:
-                return BackendConflict(f"{what} is another by now: {said}")
-            case 401:
-                return BackendRefused(f"the API server does not accept the credentials: {said}; renew them")
-            case 403:
-                return BackendRefused(
-                    f'{what} cannot be used: {said}; grant "get", "create" and "update" on leases of '
-                    f"coordination.k8s.io in the namespace {self._namespace}"
-                )
-            case 408 | 429:
-                return BackendUnavailable(f"the API server does not {verb} {what} just now: {said}")
-            case status if status >= 500:
-                return BackendUnavailable(f"the API server does not {verb} {what} ({status}): {said}")
-            case status:
-                return BackendRefused(f"the API server does not {verb} {what} ({status}): {said}")
+        item = stored.item
+        return _stored(await self._leases.update(self._name, {**item, "spec": _spec(item, record)}))
 
 
 def _stored(item: Json) -> StoredLease:
