@@ -4,9 +4,8 @@
 #
 # tests/docker/run-steps carries these steps out where there is no Docker engine.
 
-# The tag fixes Python's minor version and Debian's release, and takes their security fixes. A release is made from
-# a digest, so that it can be built again: `docker buildx imagetools inspect python:3.13-slim-trixie` prints that of
-# the index of all platforms, and it is written here as python:3.13-slim-trixie@sha256:…
+# The tag fixes Python's minor version and Debian's release, and takes their security fixes. The provenance of a release
+# says which digest that was; who has to build the same again writes it here, as python:3.13-slim-trixie@sha256:…
 FROM python:3.13-slim-trixie AS base
 
 FROM base AS build
