@@ -1,31 +1,34 @@
 # The image of vllm-chill: Python, a virtual environment in /opt/venv, and nothing else.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --tag vllm-chill:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=0.1.0 --tag vllm-chill:0.1.0 .
 #
 # tests/docker/run-steps carries these steps out where there is no Docker engine.
 
-# The tag fixes Python's minor version and Debian's release, and takes their security fixes. A release is made from
-# a digest, so that it can be built again: `docker buildx imagetools inspect python:3.13-slim-trixie` prints that of
-# the index of all platforms, and it is written here as python:3.13-slim-trixie@sha256:…
+# The tag fixes Python's minor version and Debian's release, and takes their security fixes. The provenance of a release
+# says which digest that was; who has to build the same again writes it here, as python:3.13-slim-trixie@sha256:…
 FROM python:3.13-slim-trixie AS base
 
 FROM base AS build
-# No pip in the environment: what is not there cannot install anything.
-RUN python -m venv --without-pip /opt/venv
-# The dependencies change less often than the code, so they are a layer of their own. The file names each by version
+# No pip in the environment: what is not there cannot install anything. The other one is what the package is built with.
+RUN python -m venv --without-pip /opt/venv && python -m venv --without-pip /build/tools
+# The dependencies change less often than the code, so they are a layer of their own. The files name each by version
 # and hash, and only wheels are taken: there is no compiler here, for any platform.
-COPY deploy/requirements.txt /build/
-RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement /build/requirements.txt
-COPY pyproject.toml README.md /build/
+COPY deploy/requirements.txt deploy/build-requirements.txt /build/
+RUN python -m pip --python /build/tools/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement /build/build-requirements.txt \
+    && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement /build/requirements.txt
+COPY pyproject.toml README.md LICENSE /build/
 COPY src /build/src
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /build/dist /build \
+# The version comes from git's tags, and git is not here.
+ARG VERSION=0.0.0
+RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" \
+    python -m pip --python /build/tools/bin/python wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /build/dist /build \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --no-index /build/dist/*.whl
 # Compiled once, here: the file system may be read-only where it runs. Unchecked, so that neither the time stamps of
 # a copied file nor looking at them matters.
 RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM base
-ARG VERSION=0.1.0
+ARG VERSION=0.0.0
 ARG REVISION=unknown
 ARG BUILD_DATE=unknown
 LABEL org.opencontainers.image.title="vllm-chill" \

@@ -22,7 +22,7 @@ from vllm_chill.cli import cli
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MANIFESTS = sorted((ROOT / "deploy").rglob("*.yaml"))
 CONTEXT = click.Context(cli)
 COMMANDS = frozenset(cli.list_commands(CONTEXT))

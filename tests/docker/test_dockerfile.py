@@ -16,9 +16,19 @@ ROOT = Path(__file__).parents[2]
 STAGES = stages_of((ROOT / "Dockerfile").read_text())
 FINAL = STAGES[-1]
 CONTEXT = Context(ROOT, (ROOT / ".dockerignore").read_text())
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = PYPROJECT["project"]
 RUNS = [instruction for stage in STAGES for instruction in stage.all_of("RUN")]
-PINS = dict(re.findall(r"^([a-z0-9._-]+)==(\S+) \\$", (ROOT / "deploy/requirements.txt").read_text(), re.MULTILINE))
+LOCKS = ["deploy/requirements.txt", "deploy/build-requirements.txt"]
+
+
+def pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+) \\$", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def are_pinned(requirements: list[str], lock: str) -> bool:
+    wanted = dict(requirement.split("==") for requirement in requirements)
+    return wanted.items() <= pins(lock).items()
 
 
 def last(name: str, stage: Stage = FINAL) -> str:
@@ -69,9 +79,10 @@ def test_an_installation_leaves_no_cache_and_takes_what_is_pinned(run: Any) -> N
         if " install " in command:
             assert "--no-cache-dir" in command
             assert "--require-hashes" in command or "--no-index" in command
-        elif "pip wheel" in command:
+        elif " wheel " in command:
             assert "--no-cache-dir" in command
             assert "--no-deps" in command
+            assert "--no-build-isolation" in command
 
 
 def test_no_step_is_for_one_platform() -> None:
@@ -79,22 +90,37 @@ def test_no_step_is_for_one_platform() -> None:
     assert not any(stage.base.startswith("--platform") for stage in STAGES)
 
 
-def test_the_label_has_the_packages_version() -> None:
-    assert FINAL.all_of("ARG")[0].pairs() == {"VERSION": PROJECT["version"]}
+def test_the_package_and_the_label_have_the_version_that_is_given() -> None:
+    unknown = {"VERSION": PYPROJECT["tool"]["hatch"]["version"]["fallback-version"]}
+    given = [argument.pairs() for stage in STAGES for argument in stage.all_of("ARG")]
+    assert [pairs for pairs in given if "VERSION" in pairs] == [unknown] * 2
+    [build] = [run.value for run in RUNS if " wheel " in run.value]
+    assert build.startswith('SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" ')
     [label] = FINAL.all_of("LABEL")
-    labels = label.pairs({"VERSION": PROJECT["version"]})
-    assert labels["org.opencontainers.image.version"] == PROJECT["version"]
+    labels = label.pairs({"VERSION": "1.2.3"})
+    assert labels["org.opencontainers.image.version"] == "1.2.3"
     assert labels["org.opencontainers.image.licenses"] == PROJECT["license"]
 
 
 def test_the_pinned_requirements_are_the_packages() -> None:
     chosen = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["uvloop"]
-    wanted = dict(requirement.split("==") for requirement in chosen)
-    assert wanted == {name: PINS.get(name) for name in wanted}, "run: .ci/lock"
+    assert are_pinned(chosen, "deploy/requirements.txt"), "run: .ci/lock"
 
 
-def test_a_host_is_never_named_in_the_requirements() -> None:
-    assert "://" not in (ROOT / "deploy/requirements.txt").read_text()
+def test_the_package_is_built_with_what_it_asks_for() -> None:
+    assert are_pinned(PYPROJECT["build-system"]["requires"], "deploy/build-requirements.txt"), "run: .ci/lock"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_is_pinned_by_hashes(lock: str) -> None:
+    entries = re.split(r"\n(?=[a-z])", (ROOT / lock).read_text())[1:]
+    assert len(entries) == len(pins(lock)) > 5
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry) for entry in entries)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_host_is_never_named_in_the_requirements(lock: str) -> None:
+    assert "://" not in (ROOT / lock).read_text()
 
 
 @pytest.mark.parametrize(
