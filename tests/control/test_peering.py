@@ -230,7 +230,7 @@ async def test_who_comes_while_it_is_taken_down_is_served_before_or_after_that(w
     leader, other = await two(world)
     await asyncio.gather(use(leader, 0), use(other, 0))
     async with asyncio.timeout(2 * IDLE):
-        while not isinstance(leader.controller.target.phase, Draining):
+        while not isinstance(leader.controller.target.phase, Draining):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.001)
     await asyncio.sleep(after)
     await use(other, 5)
