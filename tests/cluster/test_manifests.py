@@ -36,17 +36,22 @@ def dropped(sent: Any, kept: Any, path: str = "") -> list[str]:
     return [] if sent == kept else [f"{path}: {sent!r} became {kept!r}"]
 
 
-async def is_before_1_23(cluster: Cluster) -> bool:
-    return int((await cluster.api.call("GET", "/version"))["minor"].rstrip("+")) < 23
+# What versions were called, with the same fields, before the minor version of Kubernetes that has them.
+_BEFORE = {"autoscaling/v2": (23, "autoscaling/v2beta2"), "policy/v1": (21, "policy/v1beta1")}
+
+
+async def known_as(version: str, cluster: Cluster) -> str:
+    """What this server calls a version."""
+    since, before = _BEFORE.get(version, (0, version))
+    minor = int((await cluster.api.call("GET", "/version"))["minor"].rstrip("+"))
+    return version if minor >= since else before
 
 
 @pytest.mark.parametrize("item", manifests())
 async def test_the_api_server_takes(item: dict[str, Any], cluster: Cluster) -> None:
     if "namespace" in item["metadata"]:
         item = {**item, "metadata": {**item["metadata"], "namespace": cluster.namespace}}
-    if item["apiVersion"] == "autoscaling/v2" and await is_before_1_23(cluster):
-        # As it was called before, with the same fields.
-        item = {**item, "apiVersion": "autoscaling/v2beta2"}
+    item = {**item, "apiVersion": await known_as(item["apiVersion"], cluster)}
     try:
         path = path_of(item, cluster.namespace)
         kept = await cluster.api.call("POST", path, query={"dryRun": "All"}, body=item)

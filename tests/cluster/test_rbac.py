@@ -29,6 +29,8 @@ from vllm_chill.adapters.kubernetes.watch import Pace
 from vllm_chill.core.target import Endpoint, Stage, TargetRef
 from vllm_chill.errors import BackendRefused
 
+OF_PEERS = "leases"
+"""What is shown apart: what is told to other proxies is not the backend's."""
 OPTIONAL = {("list", "events"), ("watch", "events"), ("get", "pods/log"), ("patch", "deployments"), ("patch", "pods")}
 
 
@@ -37,6 +39,7 @@ def rights(*, optional: bool) -> list[Any]:
         pytest.param(i, verb, resource, id=f"{verb} {resource}")
         for i, rule in enumerate(ROLE["rules"])
         for resource in rule["resources"]
+        if resource != OF_PEERS
         for verb in rule["verbs"]
         if ((verb, resource) in OPTIONAL) is optional
     ]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft4Validator
 
+from tests.deploy.kustomized import build_with, needs_kubectl
 from vllm_chill.api.crd import DEFINITIONS, POLICIES, crd
 from vllm_chill.api.scaling_policy import parse_policy, policy_warnings
 from vllm_chill.api.vllm_model import parse_model, warnings
@@ -245,6 +246,13 @@ def test_the_rights_for_models_are_the_proxys() -> None:
         assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
 
 
+def test_the_component_for_two_proxies_has_all_of_its_manifests() -> None:
+    folder = DEPLOY / "overlays/ha"
+    [component] = objects(folder / "kustomization.yaml")
+    files = {*component["resources"], *(patch["path"] for patch in component["patches"])}
+    assert files == {f.name for f in folder.glob("*.yaml")} - {"kustomization.yaml"}
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize in it")
 def test_kustomize_builds_the_proxy_with_its_components_in_any_namespace(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy")
@@ -265,3 +273,43 @@ def test_kustomize_builds_the_proxy_with_its_components_in_any_namespace(tmp_pat
     for part in ("models", "policies", "variants"):
         assert items["Role", f"vllm-chill-{part}"]["metadata"]["namespace"] == "mine"
         assert items["RoleBinding", f"vllm-chill-{part}"]["subjects"][0]["namespace"] == "mine"
+
+
+@needs_kubectl
+def test_two_proxies_are_kept_apart_and_not_taken_away_at_once(tmp_path: Path) -> None:
+    built = build_with(DEPLOY, ["overlays/ha"], tmp_path, namespace="mine")
+    deployment, budget = built.of("Deployment", "vllm-chill"), built.of("PodDisruptionBudget", "vllm-chill")
+    assert deployment["spec"]["replicas"] == 2
+    pod = deployment["spec"]["template"]
+    labels = {"matchLabels": deployment["spec"]["selector"]["matchLabels"]}
+    [near] = pod["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert near["podAffinityTerm"] == {"topologyKey": "kubernetes.io/hostname", "labelSelector": labels}
+    [spread] = pod["spec"]["topologySpreadConstraints"]
+    # Where there is one zone, or one node, both are there all the same.
+    assert (spread["whenUnsatisfiable"], spread["labelSelector"]) == ("ScheduleAnyway", labels)
+    assert budget["metadata"]["namespace"] == "mine"
+    assert budget["spec"] == {"minAvailable": 1, "selector": labels}
+
+
+@needs_kubectl
+def test_two_proxies_differ_from_one_in_nothing_else_and_go_with_any_other_component(tmp_path: Path) -> None:
+    components = ["models", "policies", "variants"]
+    one = build_with(DEPLOY, components, tmp_path / "one")
+    two = build_with(DEPLOY, [*components, "overlays/ha"], tmp_path / "two")
+    deployment = two.of("Deployment", "vllm-chill")
+    deployment["spec"]["replicas"] = 1
+    for added in ("affinity", "topologySpreadConstraints"):
+        del deployment["spec"]["template"]["spec"][added]
+    assert [item for item in two.items if item["kind"] != "PodDisruptionBudget"] == one.items
+
+
+@needs_kubectl
+def test_there_can_be_more_than_two(tmp_path: Path) -> None:
+    more = [{"name": "vllm-chill", "count": 3}]
+    built = build_with(DEPLOY, ["overlays/ha"], tmp_path, replicas=more)
+    assert built.of("Deployment", "vllm-chill")["spec"]["replicas"] == 3
+
+
+def test_a_new_proxy_comes_before_an_old_one_goes() -> None:
+    strategy = only("deployment.yaml", "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}

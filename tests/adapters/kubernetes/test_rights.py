@@ -11,15 +11,18 @@ from aiohttp import web
 
 from tests.adapters.kubernetes.conftest import Fixed
 from vllm_chill.adapters.kubernetes.client import ApiClient
+from vllm_chill.adapters.kubernetes.peer_leases import RIGHTS as RIGHTS_OF_REPORTS
 from vllm_chill.adapters.kubernetes.rights import (
     Right,
     missing_rights,
     rights_of_models,
+    rights_of_peers,
     rights_of_policies,
 )
 
 RIGHTS = rights_of_models("ai-apps")
 OF_POLICIES = rights_of_policies("ai-apps")
+OF_PEERS = rights_of_peers("ai-apps")
 DEPLOY = Path(__file__).parents[3] / "deploy"
 Json = dict[str, Any]
 
@@ -101,18 +104,29 @@ def granted(component: str) -> Iterator[tuple[str, str, str, bool]]:
                     yield verb, rule["apiGroups"][0], resource, item["kind"] == "ClusterRole"
 
 
-of_each = pytest.mark.parametrize(("component", "rights"), [("models", RIGHTS), ("policies", OF_POLICIES)])
-
-
-@of_each
+@pytest.mark.parametrize(("component", "rights"), [("models", RIGHTS), ("policies", OF_POLICIES)])
 def test_the_manifest_grants_exactly_what_is_asked_for(component: str, rights: tuple[Right, ...]) -> None:
     asked = sorted((r.verb, r.group, r.resource, r.namespace is None) for r in rights)
     assert sorted(granted(component)) == asked
     assert {right.manifest for right in rights} == {f"deploy/{component}/rbac.yaml"}
 
 
-@of_each
-def test_no_right_is_asked_for_twice(component: str, rights: tuple[Right, ...]) -> None:
+def test_the_proxys_own_manifest_grants_exactly_the_leases_that_are_asked_for() -> None:
+    found = [(verb, group, where) for verb, group, resource, where in granted("") if resource == "leases"]
+    assert sorted(found) == sorted((r.verb, r.group, r.namespace is None) for r in OF_PEERS)
+    assert {right.verb for right in OF_PEERS} == set(RIGHTS_OF_REPORTS)
+    assert {right.manifest for right in OF_PEERS} == {"deploy/rbac.yaml"}
+
+
+def test_without_the_right_to_leases_nothing_is_put_to_sleep() -> None:
+    assert OF_PEERS[1].complaint == (
+        'the right to "create" "leases" of coordination.k8s.io in the namespace ai-apps is missing: it puts nothing to '
+        "sleep, as it cannot tell other proxies who is served here; deploy/rbac.yaml has it"
+    )
+
+
+@pytest.mark.parametrize("rights", [RIGHTS, OF_POLICIES, OF_PEERS])
+def test_no_right_is_asked_for_twice(rights: tuple[Right, ...]) -> None:
     assert len({(right.verb, right.group, right.resource, right.namespace) for right in rights}) == len(rights)
 
 

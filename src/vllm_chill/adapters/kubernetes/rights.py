@@ -1,4 +1,4 @@
-"""The rights that models and scaling policies need, and which of them are missing: asked when the proxy starts.
+"""The rights that proxies, models and scaling policies need, and which are missing: asked when the proxy starts.
 
 The rule: a missing right stops nothing here. It is named with what does not work without it, and everything else goes
 on; what needs it says so again when it is needed. The manifests grant exactly these, which a test compares.
@@ -15,6 +15,7 @@ from vllm_chill.api.kinds import MODEL, POLICY
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _SECONDS = 10.0
 _AT_A_TIME = 4  # each connection is a handshake for the server, and memory here
+_OF_PEERS = "deploy/rbac.yaml"
 _OF_MODELS = "deploy/models/rbac.yaml"
 _OF_POLICIES = "deploy/policies/rbac.yaml"
 
@@ -41,6 +42,17 @@ class Right:
             f'the right to "{self.verb}" "{self.resource}"{group} {where} is missing: {self.without}; '
             f"{self.manifest} has it"
         )
+
+
+def rights_of_peers(namespace: str) -> tuple[Right, ...]:
+    """All rights that proxies need to serve the same targets, whose Leases are in this namespace."""
+    untold = "it puts nothing to sleep, as it cannot tell other proxies who is served here"
+    unseen = "it puts nothing to sleep, as it does not know who is served by other proxies"
+    left = "what a proxy has told stays when it ends, so that nothing is put to sleep until that has run out"
+    asked = [(verb, untold) for verb in ("get", "create", "update")]
+    asked += [(verb, unseen) for verb in ("list", "watch")]
+    asked += [("delete", left)]
+    return tuple(Right(verb, "coordination.k8s.io", "leases", namespace, without, _OF_PEERS) for verb, without in asked)
 
 
 def rights_of_models(namespace: str) -> tuple[Right, ...]:
