@@ -21,7 +21,7 @@ from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.settings.serve import parse_controllers
+from vllm_chill.settings.plain import parse_controllers
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
