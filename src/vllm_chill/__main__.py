@@ -11,6 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from vllm_chill.adapters.authorities import without_authorities
 from vllm_chill.errors import SettingError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def _serve() -> None:
         _read(sending)
     os.close(sending)
     try:
+        with without_authorities():
+            import aiohttp  # noqa: F401
         from vllm_chill.app.serve import begin
         from vllm_chill.settings.plain import taken
 
