@@ -23,9 +23,10 @@ ARG VERSION=0.0.0
 RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" \
     python -m pip --python /build/tools/bin/python wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /build/dist /build \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --no-index /build/dist/*.whl
-# Compiled once, here: the file system may be read-only where it runs. Unchecked, so that neither the time stamps of
-# a copied file nor looking at them matters.
-RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+# Compiled once, here: the file system may be read-only where it runs. Python's own library too, of which the base
+# image has the source alone, so that every start would compile it anew.
+COPY deploy/compile.py /build/
+RUN PYTHONPYCACHEPREFIX=/opt/venv/compiled /opt/venv/bin/python /build/compile.py
 
 FROM base
 ARG VERSION=0.0.0
@@ -39,7 +40,10 @@ LABEL org.opencontainers.image.title="vllm-chill" \
 COPY --from=build /opt/venv /opt/venv
 # Log lines leave as they are written, and nothing is written beside the code.
 # GET /proxy/version says which build it is.
+# frozenlist in Python spares each proxy C++'s library, 1 MB of memory; no request goes through one.
 ENV PATH="/opt/venv/bin:${PATH}" \
+    FROZENLIST_NO_EXTENSIONS=1 \
+    PYTHONPYCACHEPREFIX=/opt/venv/compiled \
     VLLM_CHILL_COMMIT="${REVISION}" \
     VLLM_CHILL_BUILD_DATE="${BUILD_DATE}" \
     PYTHONUNBUFFERED=1 \

@@ -42,7 +42,7 @@ def main() -> None:
     # Waiting for what is next is part of a turn, and costs no CPU.
     name = "_run_once"
     setattr(asyncio.BaseEventLoop, name, noting(notes, getattr(asyncio.BaseEventLoop, name)))
-    from vllm_chill.cli import main as vllm_chill
+    from vllm_chill.__main__ import main as vllm_chill
 
     vllm_chill()
 

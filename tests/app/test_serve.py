@@ -16,7 +16,7 @@ _SERVE = """
 import json, os, signal, sys
 from vllm_chill.adapters.kubernetes import client, credentials
 from vllm_chill.app.scaling import ProxyTargets
-from vllm_chill.cli import main
+from vllm_chill.__main__ import main
 
 server = sys.argv.pop()
 
@@ -43,6 +43,8 @@ finally:
 _PUT_OFF = {
     "difflib": "a mistake in an object",
     "kubernetes_asyncio": "a kubeconfig",
+    "click": "the command line",
+    "pydantic": "settings, which another process has read, and the objects of a cluster",
     "pynvml": "GPU statistics",
     "vllm_chill.adapters.models_file": "--models",
     "vllm_chill.adapters.process": "--backend process",

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import convert, to_builtins
+from msgspec.structs import replace
 
 from tests.cli.test_models import no_log, run
 from tests.web.several import FakeScaler, Several, several
@@ -71,12 +73,12 @@ def metrics_of(*pods: ReplicaMetrics, **more: Any) -> ScalingMetrics:
         "replicas": {"current": 3, "desired": 4, "ready": 2},
         "heldRequests": 5,
         "latency": {"ttft": {"value": 90_000, "ageSeconds": 1}, "e2e": None, "itl": None},
-        "pods": [one.model_dump() for one in pods],
+        "pods": [to_builtins(one) for one in pods],
     }
     asleep = {"current": 0, "desired": 0, "ready": 0}
     other = {"target": "b", "phase": "asleep", "replicas": asleep, "heldRequests": 0, "latency": nothing, "pods": []}
     told = {"timestamp": "2026-01-31T12:00:00Z", "targets": [target | more, target | other]}
-    return ScalingMetrics.model_validate(told)
+    return convert(told, ScalingMetrics)
 
 
 async def scaled(s: Several, decision: Decision | None = DECISION) -> FakeScaler:
@@ -153,16 +155,12 @@ class TestPolicy:
         async with several(awake=["a"]) as s:
             scaler = await scaled(s)
             scaler.adjust(3, "ada (10.0.0.7)", 1800)
-            told = PolicyAnswer.model_validate((await s.get("/proxy/scaling/policy/a"))[1])
+            told = convert((await s.get("/proxy/scaling/policy/a"))[1], PolicyAnswer)
             decision = told.decision
             assert decision is not None
             assert told.override is not None
-            override = told.override.model_copy(
-                update={"expires": "2026-01-31T12:30:00Z", "expires_in_seconds": 1799.6}
-            )
-            known = told.model_copy(
-                update={"decision": decision.model_copy(update={"age_seconds": 3.2}), "override": override}
-            )
+            override = replace(told.override, expires="2026-01-31T12:30:00Z", expires_in_seconds=1799.6)
+            known = replace(told, decision=replace(decision, age_seconds=3.2), override=override)
             assert describe_policy(known).splitlines() == [
                 "target     a",
                 "served as  org/a",
@@ -187,8 +185,8 @@ class TestPolicy:
             assert "policy     coder\nsource     vLLMScalingPolicy ai/coder\nreplicas" in await run(
                 s.url, "scaling policy", "a"
             )
-            newer = known.scaling_rules[0].model_copy(update={"name": "joules", "metric": "joules"})
-            assert "joules  15  target 5" in describe_policy(known.model_copy(update={"scaling_rules": [newer]}))
+            newer = replace(known.scaling_rules[0], name="joules", metric="joules")
+            assert "joules  15  target 5" in describe_policy(replace(known, scaling_rules=[newer]))
 
     async def test_several_have_a_row_each_with_why(self) -> None:
         async with several(awake=["a"]) as s:

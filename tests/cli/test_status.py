@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from vllm_chill.api.status import PastStartStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.status import describe, tell
@@ -53,7 +54,7 @@ def test_a_failed_start_says_where_it_stood_and_why_once() -> None:
     )
     target = TargetStatus(target="ai-apps/vllm", phase="asleep", waiting=0, in_flight=0, last_start=last)
     assert "last start failed after 20s, pulling the image: no such image\n" in describe(target)
-    text = describe(target.model_copy(update={"phase": "failed", "cause": "no such image"}))
+    text = describe(replace(target, phase="failed", cause="no such image"))
     assert "cause      no such image\n" in text
     assert "last start failed after 20s, pulling the image\n" in text
 

@@ -18,7 +18,8 @@ from vllm_chill.api.scaling_policy import parse_policy, policy_warnings
 from vllm_chill.api.vllm_model import parse_model, warnings
 from vllm_chill.cli.crd import crd_yaml
 from vllm_chill.settings.parts import env_of
-from vllm_chill.settings.serve import Settings, load_settings, parse_controllers
+from vllm_chill.settings.plain import parse_controllers
+from vllm_chill.settings.serve import Settings, load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = [DEPLOY, DEPLOY / "example"]

@@ -7,7 +7,8 @@ import pytest
 
 from vllm_chill.errors import SettingError
 from vllm_chill.settings.parts import default_text, env_of, flag_of
-from vllm_chill.settings.serve import Settings, load_settings, parse_controllers, service_link
+from vllm_chill.settings.plain import parse_controllers, service_link
+from vllm_chill.settings.serve import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)

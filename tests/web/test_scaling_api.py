@@ -363,15 +363,21 @@ class TestAdjust:
         ("body", "says"),
         [
             pytest.param(None, "the body is empty", id="nothing"),
-            pytest.param({"model": "a"}, "targetReplicas: field required", id="no number"),
-            pytest.param({"model": "a", "targetReplicas": 0}, "targetReplicas: input should be greater", id="none"),
-            pytest.param({"model": "a", "targetReplicas": 1.5}, "targetReplicas: input should be a valid", id="a part"),
-            pytest.param({"model": "a", "targetReplicas": True}, "targetReplicas: input should be", id="true"),
+            pytest.param({"model": "a"}, "object missing required field `targetReplicas`", id="no number"),
+            pytest.param({"model": "a", "targetReplicas": 0}, "targetReplicas: expected `float` >= 1", id="none"),
+            pytest.param(
+                {"model": "a", "targetReplicas": 1.5},
+                "targetReplicas: expected `float` that's a multiple of 1",
+                id="a part",
+            ),
+            pytest.param(
+                {"model": "a", "targetReplicas": True}, "targetReplicas: expected `float`, got `bool`", id="true"
+            ),
             pytest.param(
                 {"model": "a", "targetReplicas": 2, "ttl": "soon"}, "ttl: it is not a duration; give", id="no time"
             ),
             pytest.param({"model": "a", "targetReplicas": 2, "ttl": "0s"}, "ttl: ", id="no time at all"),
-            pytest.param({"model": "a", "replicas": 2}, "replicas: extra inputs", id="another name"),
+            pytest.param({"model": "a", "replicas": 2}, "object contains unknown field `replicas`", id="another name"),
             pytest.param({"targetReplicas": 2}, "say which one in model: org/a, org/b", id="no model"),
         ],
     )

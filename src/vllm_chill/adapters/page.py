@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 import aiohttp
 
+from vllm_chill.adapters.authorities import trusting
 from vllm_chill.errors import BackendUnavailable
 
 PIECE_BYTES = 1 << 16
@@ -23,7 +24,11 @@ async def pieces(
     headers = {**_HEADERS, **(headers or {}), **({} if host is None else {"Host": host})}
     try:
         async with session.get(
-            url, timeout=aiohttp.ClientTimeout(total=seconds), headers=headers, max_redirects=2
+            url,
+            timeout=aiohttp.ClientTimeout(total=seconds),
+            headers=headers,
+            max_redirects=2,
+            ssl=trusting() if url.startswith("https:") else True,
         ) as response:
             if response.status != 200:
                 raise BackendUnavailable(f"{url} answers with status {response.status}")

@@ -5,9 +5,9 @@ The names of fields are those that clients of these routes know, whatever is usu
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct
 
 from vllm_chill.api.models import ModelState, max_model_len
 from vllm_chill.api.status import PhaseName, TargetStatus
@@ -15,13 +15,11 @@ from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.models import Models
 from vllm_chill.core.target import Target
 
-_NAME = Field(min_length=1, max_length=1024)
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
-class AvailableModel(BaseModel):
+class AvailableModel(Struct, frozen=True, kw_only=True):
     """A model that can be asked for. What is not known is null."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     """Its own name; the target's where there is no catalogue."""
@@ -45,19 +43,15 @@ class AvailableModel(BaseModel):
     """Those of them that are ready."""
 
 
-class AvailableModels(BaseModel):
+class AvailableModels(Struct, frozen=True, kw_only=True):
     """The answer to GET /proxy/models/available."""
-
-    model_config = ConfigDict(frozen=True)
 
     models: list[AvailableModel]
     count: int
 
 
-class RunningConfig(BaseModel):
+class RunningConfig(Struct, frozen=True, kw_only=True):
     """What the active model runs with, as far as it is known."""
-
-    model_config = ConfigDict(frozen=True)
 
     modelName: str | None  # noqa: N815
     servedModelName: str | None  # noqa: N815
@@ -66,10 +60,8 @@ class RunningConfig(BaseModel):
     reasoningParser: str | None  # noqa: N815
 
 
-class RunningModel(BaseModel):
+class RunningModel(Struct, frozen=True, kw_only=True):
     """A model that has its GPUs, or is about to."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     servedModelName: str | None  # noqa: N815
@@ -79,10 +71,8 @@ class RunningModel(BaseModel):
     in_flight: int
 
 
-class RunningModels(BaseModel):
+class RunningModels(Struct, frozen=True, kw_only=True):
     """The answer to GET /proxy/models/running. The active model is that of requests that name none."""
-
-    model_config = ConfigDict(frozen=True)
 
     active_model: str | None
     running: bool
@@ -92,40 +82,32 @@ class RunningModels(BaseModel):
     models: list[RunningModel]
 
 
-class SwitchAsked(BaseModel):
+class SwitchAsked(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /proxy/models/switch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    model_id: str = _NAME
+    model_id: Name
     """Any name of a model: its served name, an alias, an adapter, its object's own."""
     wake: bool = False
     """Whether to wake it too; else the next request for it does."""
 
 
-class Switched(BaseModel):
+class Switched(Struct, frozen=True, kw_only=True):
     """The answer to POST /proxy/models/switch."""
-
-    model_config = ConfigDict(frozen=True)
 
     message: str
     active_model: str
     note: str
 
 
-class OperationAsked(BaseModel):
+class OperationAsked(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /proxy/operations/*, which may be left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    model_id: str | None = Field(None, min_length=1, max_length=1024)
+    model_id: Name | None = None
     """Any name of a model; that of requests which name none if it is not given."""
 
 
-class OperationDone(BaseModel):
+class OperationDone(Struct, frozen=True, kw_only=True):
     """The answer to POST /proxy/operations/*."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: Literal["success"] = "success"
     message: str

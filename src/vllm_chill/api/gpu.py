@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct, convert
 
-from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading
+from vllm_chill.core.gpu import GpuReading
 
 SourceName = Literal["nvml", "dcgm", "vllm"]
 
 
-class GpuStatus(BaseModel):
+class GpuStatus(Struct, frozen=True, kw_only=True):
     """One GPU. Memory in MiB; a reading that is missing is null, never 0."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     index: int | None
     name: str | None
@@ -35,10 +33,8 @@ class GpuStatus(BaseModel):
     decoder_util_percent: float | None
 
 
-class EngineStatus(BaseModel):
+class EngineStatus(Struct, frozen=True, kw_only=True):
     """What a running vLLM says of its own load: no figures of a GPU."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     target: str
     endpoint: str
@@ -50,10 +46,8 @@ class EngineStatus(BaseModel):
     """Requests in its own queue."""
 
 
-class GpuStatsAnswer(BaseModel):
+class GpuStatsAnswer(Struct, frozen=True, kw_only=True):
     """The whole answer. `gpus` is empty where the source is vLLM itself, which knows its load and no GPU."""
-
-    model_config = ConfigDict(frozen=True)
 
     timestamp: str
     """When it was read, as RFC 3339 has it."""
@@ -66,20 +60,14 @@ class GpuStatsAnswer(BaseModel):
 
 def gpu_stats(reading: GpuReading, timestamp: str, missing: Sequence[str]) -> GpuStatsAnswer:
     """The answer with this reading in it."""
-    return GpuStatsAnswer.model_validate(
+    return convert(
         {
             "timestamp": timestamp,
             "source": reading.source,
-            "gpus": [_gpu(gpu) for gpu in reading.gpus],
-            "engines": [_engine(engine) for engine in reading.engines],
-            "missing": list(missing),
-        }
+            "gpus": reading.gpus,
+            "engines": reading.engines,
+            "missing": missing,
+        },
+        GpuStatsAnswer,
+        from_attributes=True,
     )
-
-
-def _gpu(gpu: Gpu) -> GpuStatus:
-    return GpuStatus.model_validate(gpu)
-
-
-def _engine(engine: EngineLoad) -> EngineStatus:
-    return EngineStatus.model_validate(engine)

@@ -10,45 +10,40 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from msgspec import Meta, Struct
 
+from vllm_chill.api.choice import Name
 from vllm_chill.api.status import PhaseName
 
 PERCENTILE, WINDOW_SECONDS = 95.0, 60.0
 """Of the latencies and rates that are shown where no rule says otherwise."""
 
 
-class Answer(BaseModel):
+class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
     """A part of an answer: its names are as Kubernetes writes them."""
 
-    model_config = ConfigDict(
-        frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
-    )
 
-
-class Measured(Answer):
+class Measured(Answer, frozen=True, kw_only=True):
     """A number, and how old it is."""
 
     value: float
     age_seconds: float
 
 
-class Latency(Answer):
+class Latency(Answer, frozen=True, kw_only=True):
     """Milliseconds that requests took: `percentile` of those that ended in the last `windowSeconds`."""
 
     percentile: float = PERCENTILE
     window_seconds: float = WINDOW_SECONDS
     ttft: Measured | None
     """To the first token."""
-    e2e: Measured | None = Field(alias="e2e")
+    e2e: Measured | None
     """The whole of a request, in the engine."""
     itl: Measured | None
     """Between two tokens."""
 
 
-class ReplicaMetrics(Answer):
+class ReplicaMetrics(Answer, frozen=True, kw_only=True):
     """What is measured of one replica; the answer to GET /proxy/scaling/metrics/{pod}."""
 
     pod: str
@@ -75,7 +70,7 @@ class ReplicaMetrics(Answer):
     latency: Latency
 
 
-class ReplicaCount(Answer):
+class ReplicaCount(Answer, frozen=True, kw_only=True):
     """The replicas of a target: asked for now, as last seen; wanted; and ready."""
 
     current: int | None
@@ -83,7 +78,7 @@ class ReplicaCount(Answer):
     ready: int | None
 
 
-class TargetMetrics(Answer):
+class TargetMetrics(Answer, frozen=True, kw_only=True):
     """What is measured of one target."""
 
     target: str
@@ -97,7 +92,7 @@ class TargetMetrics(Answer):
     pods: list[ReplicaMetrics]
 
 
-class ScalingMetrics(Answer):
+class ScalingMetrics(Answer, frozen=True, kw_only=True):
     """The answer to GET /proxy/scaling/metrics."""
 
     timestamp: str
@@ -107,33 +102,24 @@ class ScalingMetrics(Answer):
 _TTL = r"^([1-9][0-9]?d|[1-9][0-9]{0,2}[hms]|[1-9][0-9]{3,4}[ms]){1,3}$"
 
 
-def _duration(text: str) -> str:
-    if not re.fullmatch(_TTL, text):
-        raise PydanticCustomError("duration", "It is not a duration; give one such as 30m or 1h30m")
-    return text
-
-
-def _whole(value: object) -> object:
-    """A whole number, though it be written as 2.0, which is the same one in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class AdjustAsked(BaseModel):
+class AdjustAsked(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """The body of POST /proxy/scaling/replicas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=to_camel)
-
-    model: str | None = Field(None, min_length=1, max_length=1024)
+    model: Name | None = None
     """Any name of a model, or its target's; that of requests which name none if it is not given."""
-    target_replicas: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
-    """Within the bounds of its policy; to have none is what operations/stop is for."""
-    ttl: Annotated[str, AfterValidator(_duration), WithJsonSchema({"type": "string", "pattern": _TTL})] | None = None
+    target_replicas: Annotated[float, Meta(ge=1, le=2**31 - 1, multiple_of=1)]
+    """Within the bounds of its policy; to have none is what operations/stop is for. 2.0 is 2, as JSON has it."""
+    ttl: Annotated[str, Meta(extra_json_schema={"pattern": _TTL})] | None = None
     """How long it holds, such as 30m; --override-ttl if it is not given."""
-    by: str | None = Field(None, min_length=1, max_length=100)
+    by: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
     """Who wants it so, to be shown with it. X-Forwarded-User comes first."""
 
+    def __post_init__(self) -> None:
+        if self.ttl is not None and not re.fullmatch(_TTL, self.ttl):
+            raise ValueError("ttl: it is not a duration; give one such as 30m or 1h30m")
 
-class OverrideAnswer(Answer):
+
+class OverrideAnswer(Answer, frozen=True, kw_only=True):
     """A number of replicas that was set by hand."""
 
     replicas: int
@@ -143,7 +129,7 @@ class OverrideAnswer(Answer):
     expires_in_seconds: float
 
 
-class Adjusted(Answer):
+class Adjusted(Answer, frozen=True, kw_only=True):
     """The answer to POST and DELETE /proxy/scaling/replicas."""
 
     status: Literal["success"] = "success"
@@ -154,7 +140,7 @@ class Adjusted(Answer):
     override: OverrideAnswer | None
 
 
-class RuleAnswer(Answer):
+class RuleAnswer(Answer, frozen=True, kw_only=True):
     """One rule, and what it made of the last readings."""
 
     name: str
@@ -173,7 +159,7 @@ class RuleAnswer(Answer):
     """How many it asks for; null if it has nothing to say."""
 
 
-class StepAnswer(Answer):
+class StepAnswer(Answer, frozen=True, kw_only=True):
     """How much may change within a period."""
 
     type: str
@@ -181,7 +167,7 @@ class StepAnswer(Answer):
     period_seconds: float
 
 
-class PaceAnswer(Answer):
+class PaceAnswer(Answer, frozen=True, kw_only=True):
     """How fast one direction may go."""
 
     stabilization_window_seconds: float
@@ -189,21 +175,21 @@ class PaceAnswer(Answer):
     policies: list[StepAnswer]
 
 
-class BehaviorAnswer(Answer):
+class BehaviorAnswer(Answer, frozen=True, kw_only=True):
     """How fast it may go, as HPA's behavior."""
 
     scale_up: PaceAnswer
     scale_down: PaceAnswer
 
 
-class FallbackAnswer(Answer):
+class FallbackAnswer(Answer, frozen=True, kw_only=True):
     """What to have without any data."""
 
     replicas: int
     failure_threshold: int
 
 
-class ScheduleAnswer(Answer):
+class ScheduleAnswer(Answer, frozen=True, kw_only=True):
     """At least so many between two times."""
 
     start: str
@@ -212,7 +198,7 @@ class ScheduleAnswer(Answer):
     min_replicas: int
 
 
-class StepTaken(Answer):
+class StepTaken(Answer, frozen=True, kw_only=True):
     """One step of a decision."""
 
     stage: str
@@ -220,7 +206,7 @@ class StepTaken(Answer):
     reason: str
 
 
-class DecisionAnswer(Answer):
+class DecisionAnswer(Answer, frozen=True, kw_only=True):
     """The last decision, and how it came about."""
 
     time: str
@@ -239,7 +225,7 @@ class DecisionAnswer(Answer):
     trail: list[StepTaken]
 
 
-class ConditionAnswer(Answer):
+class ConditionAnswer(Answer, frozen=True, kw_only=True):
     """Something that is so, or not."""
 
     type: str
@@ -248,7 +234,7 @@ class ConditionAnswer(Answer):
     message: str
 
 
-class PolicyAnswer(Answer):
+class PolicyAnswer(Answer, frozen=True, kw_only=True):
     """The answer to GET /proxy/scaling/policy/{model}."""
 
     target: str
@@ -275,7 +261,7 @@ class PolicyAnswer(Answer):
     conditions: list[ConditionAnswer]
 
 
-class Policies(Answer):
+class Policies(Answer, frozen=True, kw_only=True):
     """The answer to GET /proxy/scaling/policy."""
 
     policies: list[PolicyAnswer]

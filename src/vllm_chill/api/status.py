@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct
 
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.cold_start import STAGE_NAMES, ColdStart, Outcome
@@ -18,10 +18,8 @@ PhaseName = Literal["unknown", "asleep", "queued", "waking", "ready", "draining"
 OutcomeName = Literal["ready", "failed", "stopped"]
 
 
-class StartStatus(BaseModel):
+class StartStatus(Struct, frozen=True, kw_only=True):
     """A cold start under way, until the first byte of its first answer."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     """What it is at now, one of the phases of `vllm_chill_cold_start_phase_seconds`."""
@@ -32,10 +30,8 @@ class StartStatus(BaseModel):
     """When the target will probably be ready; null until a start has become ready."""
 
 
-class PastStartStatus(BaseModel):
+class PastStartStatus(Struct, frozen=True, kw_only=True):
     """A cold start that is over."""
-
-    model_config = ConfigDict(frozen=True)
 
     outcome: OutcomeName
     total_seconds: float
@@ -48,10 +44,8 @@ class PastStartStatus(BaseModel):
     cause: str | None = None
 
 
-class TargetStatus(BaseModel):
+class TargetStatus(Struct, frozen=True, kw_only=True):
     """One target as seen from outside. Times are in seconds; what does not apply is null."""
-
-    model_config = ConfigDict(frozen=True)
 
     target: str
     model: str | None = None
@@ -91,10 +85,8 @@ class TargetStatus(BaseModel):
     """The newest one that is over, since this proxy began."""
 
 
-class PeersStatus(BaseModel):
+class PeersStatus(Struct, frozen=True, kw_only=True):
     """How a proxy stands to the others that serve the same targets."""
-
-    model_config = ConfigDict(frozen=True)
 
     identity: str
     """Who it is to them."""
@@ -108,10 +100,8 @@ class PeersStatus(BaseModel):
     """Why it cannot tell them of its callers, so that it puts nothing to sleep."""
 
 
-class ProxyStatus(BaseModel):
+class ProxyStatus(Struct, frozen=True, kw_only=True):
     """The whole answer."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: str
     draining: bool

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct
 
 
-class Build(BaseModel):
+class Build(Struct, frozen=True, kw_only=True):
     """A build of vllm-chill; "unknown" for what whoever built it did not say."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: str
     commit: str = "unknown"

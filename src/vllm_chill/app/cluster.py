@@ -16,7 +16,13 @@ from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
 from vllm_chill.adapters.kubernetes.leases import KubernetesLease
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
 from vllm_chill.adapters.kubernetes.peer_leases import KubernetesPeers
-from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models, rights_of_policies
+from vllm_chill.adapters.kubernetes.rights import (
+    Right,
+    missing_rights,
+    rights_of_models,
+    rights_of_peers,
+    rights_of_policies,
+)
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
@@ -27,11 +33,12 @@ from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.election import lease_terms_of
 from vllm_chill.core.peers import terms_of
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.settings.serve import Settings, parse_controllers
+from vllm_chill.settings.plain import parse_controllers
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from vllm_chill.control.policies import ScaleTargets
+    from vllm_chill.settings.serve import Settings
 
 
 @contextlib.asynccontextmanager
@@ -84,6 +91,8 @@ class Cluster:
     async def control(self, autoscalers: Autoscalers, targets: ScaleTargets, metrics: Metrics) -> None:
         controllers = parse_controllers(self._plan.settings.controllers)
         async with asyncio.TaskGroup() as tasks:
+            if self.peering is not None:
+                tasks.create_task(self._complain_of_missing(rights_of_peers(self._plan.settings.namespace)))
             if "policies" in controllers:
                 tasks.create_task(self._follow_policies(autoscalers, targets))
             if "variants" in controllers:

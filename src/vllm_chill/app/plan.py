@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from vllm_chill.control.lease import Bounds
 from vllm_chill.core.catalogue import ModelEntry
@@ -15,7 +16,9 @@ from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.handler import ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
-from vllm_chill.settings.serve import Settings
+
+if TYPE_CHECKING:
+    from vllm_chill.settings.serve import Settings  # which a proxy that runs has no need to import
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
-from vllm_chill.settings.serve import Settings, service_link
+from vllm_chill.settings.plain import service_link
+from vllm_chill.telemetry.logs import configure_logging
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
@@ -45,6 +46,7 @@ from vllm_chill.web.server import ProxyServer
 
 if TYPE_CHECKING:
     from vllm_chill.control.peering import Peering
+    from vllm_chill.settings.serve import Settings  # which a proxy that runs has no need to import
 
 _TURNS = 20
 
@@ -215,6 +217,13 @@ async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
             f"cannot listen on {settings.host} port {settings.port}: {reason}; give another --host or --port"
         ) from error
     return addresses[0]
+
+
+def begin(settings: Settings, command: tuple[str, ...]) -> None:
+    """What `vllm-chill serve` does, once it is known what it is asked to do. Raises SettingError."""
+    plan = Plan(settings, command)
+    configure_logging(settings.log_format, settings.log_level)
+    run(plan)
 
 
 def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None) -> None:

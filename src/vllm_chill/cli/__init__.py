@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from vllm_chill.errors import AskFailed, SettingError
+
+if TYPE_CHECKING:
+    from vllm_chill.cli.serve import Begin
 
 _EPILOG = """\b
 Try it on this machine, with nothing to install:
@@ -76,12 +80,12 @@ def version() -> None:
     click.echo(f"vllm-chill {version_of('vllm-chill')}")
 
 
-def main() -> None:
+def main(begin: Begin | None = None) -> None:
     """Run the command line; a setting that cannot be used ends it with status 2 and a line for each, a proxy that
-    cannot do what is asked of it with status 1.
+    cannot do what is asked of it with status 1. `begin` is told what `serve` is asked to do, and does it.
     """
     try:
-        cli(standalone_mode=True)
+        cli(standalone_mode=True, obj=begin)
     except SettingError as error:
         for line in error.message.splitlines():
             click.echo(f"vllm-chill: {line}", err=True)

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from pydantic import BaseModel, ValidationError
+import msgspec
 
 from vllm_chill.errors import AskFailed, SettingError
 
 _TIMEOUT_SECONDS = 10
 _DEFAULT = "http://127.0.0.1:8080"
 
-Shape = TypeVar("Shape", bound=BaseModel)
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -74,8 +74,8 @@ class Proxy:
         if response.status >= 400 and (message := _message(text)) is not None:
             raise AskFailed(message)
         try:
-            return shape.model_validate_json(text)
-        except ValidationError:
+            return msgspec.json.decode(text, type=shape)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._failed("it does not answer as vllm-chill does") from None
 
     def _failed(self, reason: str) -> AskFailed:

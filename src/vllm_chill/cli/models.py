@@ -6,6 +6,7 @@ import json
 import sys
 
 import click
+from msgspec import to_builtins
 
 from vllm_chill.api.choice import AvailableModel, AvailableModels, OperationDone, Switched
 from vllm_chill.api.status import ProxyStatus, TargetStatus
@@ -31,7 +32,7 @@ def models(url: str, as_json: bool) -> None:
     proxy = Proxy(url)
     available = proxy.get(Route.PROXY_AVAILABLE.value, AvailableModels)
     if as_json:
-        click.echo(json.dumps(available.model_dump(), indent=2))
+        click.echo(json.dumps(to_builtins(available), indent=2))
         return
     click.echo(table(available, proxy.get(Route.PROXY_STATUS.value, ProxyStatus)))
 

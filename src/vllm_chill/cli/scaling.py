@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
-from pydantic import BaseModel
+from msgspec import Struct, to_builtins
 
 from vllm_chill.api.scaling_answers import (
     Adjusted,
@@ -318,5 +318,5 @@ def _at(route: Route, name: str) -> str:
     return route.value.partition("{")[0] + quote(name, safe="")
 
 
-def _as_json(answer: BaseModel) -> str:
-    return json.dumps(answer.model_dump(), indent=2)
+def _as_json(answer: Struct) -> str:
+    return json.dumps(to_builtins(answer), indent=2)

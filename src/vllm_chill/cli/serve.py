@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from vllm_chill.cli.flags import grouped, setting_flags
 from vllm_chill.settings.serve import Settings, load_settings
+
+Begin = Callable[[Settings, tuple[str, ...]], None]
 
 
 @click.command(
@@ -17,17 +21,19 @@ from vllm_chill.settings.serve import Settings, load_settings
 )
 @setting_flags(Settings)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ...]")
-def serve(command: tuple[str, ...], **flags: str | None) -> None:
+@click.pass_obj
+def serve(begin: Begin | None, /, command: tuple[str, ...], **flags: str | None) -> None:
     """Run the proxy in front of one target: a Deployment, or a COMMAND on this machine.
 
     With --backend process, {port} in COMMAND becomes a free port on the loopback address; the command is
     started when a request comes and ended when nobody has used it for the idle timeout.
     """
-    from vllm_chill.app.plan import Plan
-    from vllm_chill.app.serve import run
-    from vllm_chill.telemetry.logs import configure_logging
-
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
-    plan = Plan(settings, command)
-    configure_logging(settings.log_format, settings.log_level)
-    run(plan)
+    (begin or begin_here)(settings, command)
+
+
+def begin_here(settings: Settings, command: tuple[str, ...]) -> None:
+    """Serve in the process that has read the settings."""
+    from vllm_chill.app.serve import begin
+
+    begin(settings, command)

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import click
 import durationpy
+from msgspec import to_builtins
 
 from vllm_chill.api.status import PastStartStatus, PeersStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.asking import Proxy, url_option
@@ -27,7 +28,7 @@ def status(url: str, as_json: bool) -> None:
     """
     answer = Proxy(url).get(Route.PROXY_STATUS.value, ProxyStatus)
     if as_json:
-        click.echo(json.dumps(answer.model_dump(), indent=2))
+        click.echo(json.dumps(to_builtins(answer), indent=2))
         return
     click.echo(tell(answer))
 

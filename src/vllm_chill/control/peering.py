@@ -101,6 +101,7 @@ class Peering:
         self._begun = self._clock()
         self._is_known = False
         self._trouble: str | None = None
+        self._cleared: dict[str, str] = {}
         self.turn = asyncio.Event()
         """Set while this proxy leads."""
         self._told: tuple[bool, tuple[str, ...]] = (False, ())
@@ -229,7 +230,15 @@ class Peering:
         self._trouble = None
         self._review()
         for report in peers.gone(self._peers, self._clock()) if self.leads else ():
-            self._log.info("a proxy is gone", identity=report.identity)
+            await self._clear_away(report)
+
+    async def _clear_away(self, report: Report) -> None:
+        """Remove what a proxy that is gone has left. Without the right to, it stays, and is in nobody's way."""
+        if self._cleared.get(report.identity) == report.version:
+            return
+        self._cleared[report.identity] = report.version
+        self._log.info("a proxy is gone", identity=report.identity)
+        with contextlib.suppress(BackendError):
             await self._store.remove(report)
 
     def _failed(self, error: BackendError, *, for_good: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -34,6 +32,7 @@ from vllm_chill.settings.parts import (
     matches,
     setting,
 )
+from vllm_chill.settings.plain import parse_controllers, service_link
 from vllm_chill.telemetry.logs import LogFormat, LogLevel
 
 
@@ -52,16 +51,6 @@ def _controllers(value: str) -> str:
     return value
 
 
-def parse_controllers(value: str) -> frozenset[str]:
-    """The names of the controllers in a setting. Raises ValueError for one that there is not."""
-    names = frozenset(name.strip() for name in value.split(",") if name.strip())
-    if names == {"none"}:
-        return frozenset()
-    if not names or not names <= {"policies", "variants"}:
-        raise ValueError("not names of controllers")
-    return names
-
-
 Controllers = Annotated[str, AfterValidator(_controllers)]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
@@ -77,12 +66,6 @@ class _Environment(EnvSettingsSource):
         if service_link() is not None:
             found.pop("VLLM_PORT", None)
         return found
-
-
-def service_link() -> str | None:
-    """The value of VLLM_PORT where Kubernetes wrote it for a Service called `vllm` (`tcp://10.0.0.1:80`)."""
-    value = os.environ.get("VLLM_PORT", "")
-    return value if re.fullmatch(r"(tcp|udp|sctp)://.*", value) else None
 
 
 class Settings(Declared):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
+from msgspec import to_builtins
 
 from vllm_chill.api.choice import OperationAsked, OperationDone
 from vllm_chill.api.status import PeersStatus, ProxyStatus, TargetStatus
@@ -136,10 +137,10 @@ class AdminApi:
             peers=self._peers(),
             targets=[self._status_of(served) for served in self._directory],
         )
-        return web.json_response(status.model_dump())
+        return web.json_response(to_builtins(status))
 
     async def _tell_version(self, _: web.BaseRequest) -> web.Response:
-        return web.json_response(self._build.model_dump())
+        return web.json_response(to_builtins(self._build))
 
     async def _describe(self, _: web.BaseRequest) -> web.Response:
         from vllm_chill.web.openapi import document  # what nobody asks for costs no start
@@ -183,7 +184,7 @@ class AdminApi:
 
     def _done(self, served: Served, message: str, status: int = 200) -> web.Response:
         done = OperationDone(message=message, target=self._status_of(served))
-        return web.json_response(done.model_dump(), status=status)
+        return web.json_response(to_builtins(done), status=status)
 
     def _status_of(self, served: Served) -> TargetStatus:
         waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
 from aiohttp import hdrs, web
-from pydantic import BaseModel, ValidationError
 
 from vllm_chill.errors import BadRequest
 
 _BODY_BYTES = 64 * 1024
 
-Shape = TypeVar("Shape", bound=BaseModel)
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
 def flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
@@ -33,9 +33,9 @@ async def body(request: web.BaseRequest, shape: type[Shape], example: str) -> Sh
     if not text:
         return None
     try:
-        return shape.model_validate_json(text)
-    except ValidationError as error:
-        what = _complaints(error)
+        return msgspec.json.decode(text, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        what = _complaint(error)
         raise BadRequest(f"the body is not what this takes: {what}; send JSON such as {example}") from None
 
 
@@ -53,10 +53,9 @@ async def _read(request: web.BaseRequest) -> bytes:
     return bytes(text)
 
 
-def _complaints(error: ValidationError) -> str:
-    found = []
-    for one in error.errors(include_url=False, include_input=False, include_context=False):
-        where = ".".join(str(part) for part in one["loc"])
-        what = f"{one['msg'][0].lower()}{one['msg'][1:]}"
-        found.append(f"{where}: {what}" if where else what)
-    return "; ".join(found)
+def _complaint(error: Exception) -> str:
+    if not isinstance(error, msgspec.ValidationError):
+        return f"invalid JSON: {error}"
+    what, _, where = str(error).partition(" - at `$.")
+    what = f"{what[0].lower()}{what[1:]}"
+    return f"{where.rstrip('`')}: {what}" if where else what

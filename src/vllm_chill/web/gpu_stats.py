@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from aiohttp import web
+from msgspec import to_builtins
 
 from vllm_chill.api.gpu import GpuStatsAnswer, gpu_stats
 from vllm_chill.errors import BackendUnavailable, NoGpuStats
@@ -42,7 +43,7 @@ class GpuStatsPage:
             reading, cached = asyncio.create_task(self._read()), "MISS"
             self._reading = reading
             reading.add_done_callback(_seen)
-        return web.json_response((await asyncio.shield(reading)).model_dump(), headers={"X-Cache": cached})
+        return web.json_response(to_builtins(await asyncio.shield(reading)), headers={"X-Cache": cached})
 
     async def _read(self) -> GpuStatsAnswer:
         missing = []

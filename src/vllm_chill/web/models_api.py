@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from aiohttp import web
+from msgspec import to_builtins
 
 from vllm_chill.api.choice import (
     AvailableModel,
@@ -55,7 +56,7 @@ class ModelsApi:
         """Every model, and how it is."""
         self._directory.require_read()
         models = [_available(served) for served in self._directory]
-        return web.json_response(AvailableModels(models=models, count=len(models)).model_dump())
+        return web.json_response(to_builtins(AvailableModels(models=models, count=len(models))))
 
     async def running(self, _: web.BaseRequest) -> web.Response:
         """The model of requests that name none, and all that have their GPUs."""
@@ -68,7 +69,7 @@ class ModelsApi:
             config=None if active is None or model is None else running_config(active.entry, model),
             models=[_running(served) for served in self._directory if served.controller.runs],
         )
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
     async def switch(self, request: web.BaseRequest) -> web.Response:
         """Make a model that of requests which name none, and have its rivals make room."""
@@ -94,7 +95,7 @@ class ModelsApi:
             active_model=name,
             note=" ".join(_notes(served, [name_of(self._directory, one) for one in leaving if one.controller.runs])),
         )
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
     def _active_name(self, active: Served, model: AvailableModel) -> str:
         return name_of(self._directory, active) if active.entry is not None else model.servedModelName or model.name

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from msgspec import Struct
+from msgspec.json import schema_components
 
 from vllm_chill.api.choice import (
     AvailableModels,
@@ -28,7 +28,7 @@ from vllm_chill.api.version import Build
 from vllm_chill.core.routing import TABLE, Route
 
 _OPENMETRICS = "application/openmetrics-text"
-_REF = "#/components/schemas/{model}"
+_REF = "#/components/schemas/{name}"
 
 _ERROR = {
     "type": "object",
@@ -74,9 +74,9 @@ class Operation:
     """
 
     summary: str
-    answers: Mapping[int, type[BaseModel] | str | tuple[str, ...] | None]
+    answers: Mapping[int, type[Struct] | str | tuple[str, ...] | None]
     errors: Mapping[int, str] = field(default_factory=dict)
-    body: type[BaseModel] | None = None
+    body: type[Struct] | None = None
     needs_body: bool = False
     parameters: tuple[Parameter, ...] = ()
 
@@ -191,12 +191,12 @@ _BESIDES: dict[tuple[Route, str], Operation] = {
 @cache
 def document(version: str) -> dict[str, Any]:
     """The whole document. It is always the same one: not to be changed."""
-    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = []
+    shapes: list[type[Struct]] = []
     for operation in (*OPERATIONS.values(), *_BESIDES.values()):
         if operation.body is not None:
-            modes.append((operation.body, "validation"))
-        modes += [(answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)]
-    _, definitions = models_json_schema(list(dict.fromkeys(modes)), ref_template=_REF)
+            shapes.append(operation.body)
+        shapes += [answer for answer in operation.answers.values() if isinstance(answer, type)]
+    _, definitions = schema_components(dict.fromkeys(shapes), ref_template=_REF)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -212,7 +212,7 @@ def document(version: str) -> dict[str, Any]:
             }
             for route, operation in OPERATIONS.items()
         },
-        "components": {"schemas": {"Error": _ERROR, **definitions["$defs"]}},
+        "components": {"schemas": {"Error": _ERROR, **definitions}},
     }
 
 
@@ -233,7 +233,7 @@ def _described(route: Route, operation: Operation, method: str) -> dict[str, obj
     return described
 
 
-def _answer(route: Route, answer: type[BaseModel] | str | tuple[str, ...] | None, method: str) -> dict[str, object]:
+def _answer(route: Route, answer: type[Struct] | str | tuple[str, ...] | None, method: str) -> dict[str, object]:
     words = TABLE[route].asleep or ""
     if answer is None or method == "HEAD":
         return {"description": words}
@@ -247,8 +247,8 @@ def _answer(route: Route, answer: type[BaseModel] | str | tuple[str, ...] | None
 def _error(why: str, method: str) -> dict[str, object]:
     if method == "HEAD":
         return {"description": why}
-    return {"description": why, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
+    return {"description": why, "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}}}
 
 
-def _ref(shape: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": _REF.format(model=shape.__name__)}
+def _ref(shape: type[Struct]) -> dict[str, str]:
+    return {"$ref": _REF.format(name=shape.__name__)}

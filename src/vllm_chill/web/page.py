@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib import resources
+from pathlib import Path
 
 from aiohttp import hdrs
 
@@ -13,9 +13,9 @@ _STYLE = "/* page.css */\n"
 
 def template(name: str) -> str:
     """A page's template, with the style in it that all have."""
-    folder = resources.files(__package__)
-    style = folder.joinpath("page.css").read_text("utf-8")
-    return folder.joinpath(name).read_text("utf-8").replace(_STYLE, style)
+    folder = Path(__file__).parent
+    style = (folder / "page.css").read_text("utf-8")
+    return (folder / name).read_text("utf-8").replace(_STYLE, style)
 
 
 def html_headers(template: str) -> dict[str, str]:

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 import structlog
 from aiohttp import web
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from vllm_chill.api.scaling_answers import (
     AdjustAsked,
@@ -73,7 +75,7 @@ class ScalingApi:
             timestamp=self._wall().isoformat(timespec="milliseconds"),
             targets=[self._measured(one) for one in self._targets.every()],
         )
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
     async def pod_metrics(self, request: web.BaseRequest) -> web.Response:
         """One replica. Raises ReplicaNotFound with those there are, and BadRequest where several have the name."""
@@ -86,7 +88,7 @@ class ScalingApi:
             which = " or ".join(f"?target={one.name}" for one in found)
             raise BadRequest(f'{len(found)} targets have a replica "{pod}"; say which one is meant: {which}')
         [metrics] = (one for one in self._replicas(found[0]) if one.pod == pod)
-        return web.json_response(metrics.model_dump())
+        return web.json_response(to_builtins(metrics))
 
     async def replicas(self, request: web.BaseRequest) -> web.Response:
         """Set the number of replicas for a while, or with DELETE have the policy decide again."""
@@ -98,7 +100,7 @@ class ScalingApi:
         scaled = self._targets.meant(wish.model)
         scaler = self._require_scaling(scaled)
         ttl_seconds = self._ttl_seconds if wish.ttl is None else seconds(wish.ttl)
-        override = scaler.adjust(wish.target_replicas, _who(request, wish.by), ttl_seconds)
+        override = scaler.adjust(int(wish.target_replicas), _who(request, wish.by), ttl_seconds)
         return self._adjusted(scaled, override)
 
     async def policies(self, _: web.BaseRequest) -> web.Response:
@@ -108,7 +110,7 @@ class ScalingApi:
             policies=[answer for _, answer in answers if answer is not None],
             without_policy=[one.name for one, answer in answers if answer is None],
         )
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
     async def policy(self, request: web.BaseRequest) -> web.Response:
         """The policy of one target. Raises NoPolicy."""
@@ -116,7 +118,7 @@ class ScalingApi:
         answer = self._policy(scaled)
         if answer is None:
             raise NoPolicy(_unscaled(scaled))
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
     # What is told.
 
@@ -215,7 +217,7 @@ class ScalingApi:
     def _told(self, scaled: Scaled, override: Override | None, message: str) -> web.Response:
         count = count_of(scaled.controller.target)
         if override is not None:
-            count = count.model_copy(update={"desired": override.replicas})
+            count = replace(count, desired=override.replicas)
         answer = Adjusted(
             message=message,
             target=scaled.name,
@@ -223,7 +225,7 @@ class ScalingApi:
             replicas=count,
             override=override_answer(override, self._moment(scaled)),
         )
-        return web.json_response(answer.model_dump())
+        return web.json_response(to_builtins(answer))
 
 
 def _unscaled(scaled: Scaled) -> str:

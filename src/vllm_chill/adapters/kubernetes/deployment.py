@@ -84,9 +84,10 @@ class KubernetesBackend:
         """Write the number over the one that was seen: of two who change the same one, one does.
 
         The object changes for other reasons too, such as its status; then it is tried again with what is seen by then.
+        Not with zero: whoever lets nobody in meanwhile does so for no longer than one call may take.
         """
         before = view.replicas if view is not None else None
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(_TRIES if replicas else 1)):
             version = view.object_version if view is not None else ""
             try:
                 return await self._patch(ref, replicas, version)

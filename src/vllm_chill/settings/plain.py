@@ -1,0 +1,44 @@
+"""What of the settings is needed once they have been read: their values, and what the values of two of them mean.
+
+The rule: no pydantic here. It reads settings well and takes 10 MB, so `serve` has them read by a process of their own,
+which hands over plain values and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import namedtuple
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from vllm_chill.settings.serve import Settings
+
+
+def handed(settings: Settings, command: tuple[str, ...]) -> bytes:
+    """What `serve` is asked to do as bytes, for `taken`."""
+    names = (*type(settings).model_fields, "model_fields_set")
+    return pickle.dumps(({name: getattr(settings, name) for name in names}, command))
+
+
+def taken(text: bytes) -> tuple[Settings, tuple[str, ...]]:
+    """What was handed over: the settings' values under their names, with which of them were given, and the command."""
+    values, command = pickle.loads(text)  # noqa: S301 - our own, through a pipe that nobody else has
+    return cast("Settings", namedtuple("Settings", values)(**values)), command  # noqa: PYI024 - it has those of Settings
+
+
+def service_link() -> str | None:
+    """The value of VLLM_PORT where Kubernetes wrote it for a Service called `vllm` (`tcp://10.0.0.1:80`)."""
+    value = os.environ.get("VLLM_PORT", "")
+    return value if re.fullmatch(r"(tcp|udp|sctp)://.*", value) else None
+
+
+def parse_controllers(value: str) -> frozenset[str]:
+    """The names of the controllers in a setting. Raises ValueError for one that there is not."""
+    names = frozenset(name.strip() for name in value.split(",") if name.strip())
+    if names == {"none"}:
+        return frozenset()
+    if not names or not names <= {"policies", "variants"}:
+        raise ValueError("not names of controllers")
+    return names
