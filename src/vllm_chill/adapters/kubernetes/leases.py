@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, not_logged_in
 from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 
@@ -64,7 +64,7 @@ class KubernetesLease:
             case 409:
                 return BackendConflict(f"{what} is another by now: {said}")
             case 401:
-                return BackendRefused(f"the API server does not accept the credentials: {said}; renew them")
+                return not_logged_in(error)
             case 403:
                 return BackendRefused(
                     f'{what} cannot be used: {said}; grant "get", "create" and "update" on leases of '

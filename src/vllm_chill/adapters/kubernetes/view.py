@@ -34,6 +34,8 @@ class _Workloads(Protocol):
 
     def relist(self) -> None: ...
 
+    async def newest(self) -> int: ...
+
 
 class View:
     """What one watch knows of one target. Invariant: all up to `_version` has been told to the observer.
@@ -97,6 +99,10 @@ class View:
         while self._version < version:
             self._advanced.clear()
             await self._advanced.wait()
+
+    async def newest(self) -> int:
+        """The version of the last write to the target, as the server says now. Raises ApiError or Unreachable."""
+        return await self._workloads.newest()
 
     def relist(self) -> None:
         """Look again, now."""
