@@ -68,15 +68,18 @@ class KubernetesBackend:
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await self._mark(ref, replicas, doomed)
+        view = self._views.get(ref)
         path, body = f"{collection_of(ref)}/{quote(ref.name)}/scale", {"spec": {"replicas": replicas}}
         try:
             answer = await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
             version = int(metadata_of(answer)["resourceVersion"])
         except ApiError as error:
-            raise _refusal(ref, error) from error
+            refusal = _refusal(ref, error)
+            if error.status in (403, 404) and view is not None and not view.steady:
+                raise BackendUnavailable(refusal.message) from error
+            raise refusal from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
-        view = self._views.get(ref)
         if view is not None:
             await self._seen(view, version, f"{ref.named} took the write, and it was")
 
