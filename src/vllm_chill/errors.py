@@ -66,7 +66,11 @@ class BackendError(ChillError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend cannot be reached now; asking again later may work."""
+    """The backend cannot be reached now; asking again later may work, and not before `retry_after_seconds`."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class BackendConflict(BackendUnavailable):

@@ -28,7 +28,7 @@ class Observer(Protocol):
 class ClusterBackend(Protocol):
     """What runs scale targets. `tests/adapters/contract.py` is the contract in full.
 
-    Both calls may be cancelled at any await. One `watch` runs for a target at a time.
+    All calls may be cancelled at any await. One `watch` runs for a target at a time.
     """
 
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
@@ -43,6 +43,12 @@ class ClusterBackend(Protocol):
         `doomed` names the replicas that should be the ones to go when there are to be fewer; a backend that cannot
         choose ignores it. It returns once the observer was told something at least as new as the write; readiness is
         not waited for. Raises BackendUnavailable (try again later) or BackendRefused (no use).
+        """
+
+    async def catch_up(self, ref: TargetRef) -> None:
+        """Return once the observer was told all that has been written by now, whoever wrote it.
+
+        What is not known to be so is no reason to take a replica away. Raises BackendUnavailable.
         """
 
 

@@ -101,6 +101,12 @@ class BackendContract:
         await world.backend.scale(world.ref, 0)
         assert seen.last.replicas == 0
 
+    async def test_caught_up_what_was_written_has_been_observed(self, world: World, seen: Seen) -> None:
+        await world.backend.scale(world.ref, 1)
+        await world.backend.catch_up(world.ref)
+        assert seen.last is not None
+        assert seen.last.replicas == 1
+
     async def test_scaled_down_it_is_gone_and_never_ready_on_the_way(self, world: World, seen: Seen) -> None:
         await world.backend.scale(world.ref, 1)
         await seen.until(is_ready)

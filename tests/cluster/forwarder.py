@@ -20,6 +20,8 @@ class Forwarder:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -55,12 +57,21 @@ class Forwarder:
         for pair in self._pairs:
             pair.frozen.set()
 
+    def hold(self) -> None:
+        """Carry nothing, for open connections and for new ones: a network that is parted."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        """Carry again, first of all what was held: so TCP has it, even for who has long left."""
+        self._flowing.set()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        pair = _Pair(task)
+        pair = _Pair(task, self._flowing)
         self._pairs.add(pair)
         try:
+            await self._flowing.wait()
             up_reader, up_writer = await asyncio.open_connection(*self._target)
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -76,8 +87,9 @@ class Forwarder:
 
 
 class _Pair:
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[None], flowing: asyncio.Event) -> None:
         self.task = task
+        self.flowing = flowing
         self.frozen = asyncio.Event()
 
     async def pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -85,6 +97,7 @@ class _Pair:
             while data := await reader.read(65536):
                 if self.frozen.is_set():
                     await asyncio.Event().wait()
+                await self.flowing.wait()
                 writer.write(data)
                 await writer.drain()
             writer.write_eof()

@@ -56,6 +56,8 @@ class ObjectsBackend:
         self.scales.append((ref.name, replicas))
         self._store.change(DEPLOYMENTS, ref.name, {"spec": {"replicas": replicas}})
 
+    async def catch_up(self, ref: TargetRef) -> None: ...
+
 
 class _Pods:
     def __init__(self, ref: TargetRef, observer: Observer, start_seconds: float, stop_seconds: float) -> None:

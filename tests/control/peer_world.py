@@ -136,6 +136,12 @@ class Way:
         await self.road.call(lambda: self.world.engine.scale(replicas))
         self._tell_target()
 
+    async def catch_up(self, ref: TargetRef) -> None:
+        async def look() -> None:
+            self._tell_target()
+
+        await self.road.call(look)
+
     async def watch_target(self, observer: Observer) -> None:
         self._observer = observer
         while True:
@@ -212,6 +218,7 @@ class _Target:
     def __init__(self, way: Way) -> None:
         self.watch = lambda _, observer: way.watch_target(observer)
         self.scale = way.scale
+        self.catch_up = way.catch_up
 
 
 class _Reports:

@@ -217,6 +217,50 @@ async def test_each_use_begins_the_idle_time_anew() -> None:
         assert stage.backend.writes == [0]
 
 
+async def test_it_is_not_put_to_sleep_while_the_backend_cannot_be_asked_how_it_is() -> None:
+    async with running(replicas=1) as stage:
+        stage.backend.unseen = BackendUnavailable("connection refused")
+        await asyncio.sleep(1000)
+        assert stage.phase_is(Draining)
+        assert stage.backend.writes == []
+        assert set(stage.recording.scales) == {(0, "connection refused")}
+        stage.backend.unseen = None
+        await asyncio.sleep(5)
+        assert stage.phase_is(Asleep)
+        assert stage.backend.writes == [0]
+
+
+async def test_who_comes_while_the_backend_is_asked_is_served_at_once() -> None:
+    async with running(replicas=1) as stage:
+        stage.backend.unseen, stage.backend.unseen_seconds = BackendUnavailable("it did not answer within 10 s"), 10
+        await asyncio.sleep(305)
+        assert stage.phase_is(Draining)
+        began = asyncio.get_running_loop().time()
+        (await stage.lease()).release()
+        assert asyncio.get_running_loop().time() == began
+        assert stage.phase_is(Ready)
+        await asyncio.sleep(290)
+        assert stage.backend.writes == []
+
+
+async def test_a_backend_that_comes_back_is_asked_again_within_seconds() -> None:
+    async with running(start=0) as stage:
+        stage.backend.fail_next = [BackendUnavailable("connection refused")] * 1000
+        waiting = asyncio.create_task(stage.lease(hold=3000))
+        await asyncio.sleep(1000)
+        stage.backend.fail_next = []
+        async with asyncio.timeout(4.1):
+            await waiting
+
+
+async def test_a_backend_that_asks_to_be_left_alone_is() -> None:
+    async with running(start=0) as stage:
+        stage.backend.fail_next = [BackendUnavailable("too many requests", retry_after_seconds=20)] * 3
+        began = asyncio.get_running_loop().time()
+        await stage.lease()
+        assert asyncio.get_running_loop().time() == pytest.approx(began + 60)
+
+
 async def test_a_caller_during_the_sleep_is_served_after_a_new_wake() -> None:
     async with running(replicas=1, stop=20) as stage:
         await asyncio.sleep(301)

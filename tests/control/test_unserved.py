@@ -48,7 +48,7 @@ async def test_what_fails_to_start_or_may_not_be_scaled_is_left_as_it_is(refused
     assert isinstance(controller.target.phase, Ready)
     inner.unready()
     if refused:
-        inner.fail_next = [BackendRefused("no more than 2, says a webhook")] * 1000
+        inner.fail_next = [BackendRefused("no more than 2, says a webhook")] * 2000
         controller.recommend("policy", 4)
     else:
         inner._tell(replace(inner.seen, failure="it is in a crash loop"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
-from vllm_chill.errors import BackendError
+from vllm_chill.errors import BackendError, BackendUnavailable
 from vllm_chill.ports import Observer
 
 _STARTING = Progress(Stage.STARTING)
@@ -42,6 +42,8 @@ class MemoryBackend:
         self.writes: list[int] = []
         self.fail_next: list[BackendError] = []
         self.fail_start: str | None = None
+        self.unseen: BackendUnavailable | None = None
+        self.unseen_seconds = 0.0
         self._observer: Observer | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -60,6 +62,11 @@ class MemoryBackend:
         if replicas != self.seen.replicas:
             self.writes.append(replicas)
             self.set_replicas(replicas, doomed)
+
+    async def catch_up(self, ref: TargetRef) -> None:
+        if self.unseen is not None:
+            await asyncio.sleep(self.unseen_seconds)
+            raise self.unseen
 
     def set_replicas(self, replicas: int, doomed: Sequence[str] = ()) -> None:
         """Scale it, whoever does so; the doomed go before the others, and the newest before the oldest."""

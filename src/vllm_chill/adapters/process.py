@@ -107,6 +107,9 @@ class ProcessBackend:
         elif not replicas and self.seen.replicas:
             self._end()
 
+    async def catch_up(self, ref: TargetRef) -> None:
+        """What there is of it is known here at once."""
+
     def _begin(self) -> None:
         self._tell(replace(self.seen, replicas=1, failure=None, progress=_REQUESTED))
         if self._keeper is None or self._keeper.done():

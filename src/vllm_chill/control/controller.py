@@ -61,13 +61,14 @@ from vllm_chill.errors import (
     AnswerableError,
     BackendError,
     BackendRefused,
+    BackendUnavailable,
     ModelNotFound,
     TooManyWaiting,
 )
 from vllm_chill.ports import ClusterBackend, Recorder
 
 _RETRY_FIRST_SECONDS = 0.5
-_RETRY_MOST_SECONDS = 15.0
+_RETRY_MOST_SECONDS = 4.0  # a backend that has come back is to be asked again within 10 s
 _RETRY_AFTER_HOLD_SECONDS = 10
 _POSITIONS_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
@@ -608,24 +609,31 @@ class ScaleController:
             if self.demand is not None and isinstance(self._target.phase, Waking):
                 await asyncio.sleep(_GATHER_SECONDS)
             while (replicas := self._wanted()) is not None:
-                if await self._write(replicas):
+                least = await self._write(replicas)
+                if least is None:
                     break
-                await self._pause(pause, replicas)
+                await self._pause(max(pause, least), replicas)
                 pause = min(pause * 2, _RETRY_MOST_SECONDS)
 
-    async def _write(self, replicas: int) -> bool:
-        if replicas == 0 and self.fence is not None and not self.fence():
-            return False  # this process stood still for a moment, perhaps
-        self._apply(ScaleStarted(replicas))
+    async def _write(self, replicas: int) -> float | None:
+        """Have the backend ask for so many; None when that is done or no longer wanted, else how long to pause."""
         try:
+            if self._target.observed is not None and replicas < self._target.observed.replicas:
+                # Nobody is held meanwhile: until it is written, who comes keeps it awake.
+                await self._backend.catch_up(self._target.ref)
+                if self._wanted() != replicas:
+                    return None
+            if replicas == 0 and self.fence is not None and not self.fence():
+                return 0.0  # it is no longer agreed, or this process stood still for a moment
+            self._apply(ScaleStarted(replicas))
             await self._backend.scale(self._target.ref, replicas, doomed=self._leavers.names)
         except BackendError as error:
             self._apply(ScaleFailed(replicas, error.message, final=isinstance(error, BackendRefused)))
             self._recorder.scaled(self._target, replicas, error.message)
-            return False
+            return error.retry_after_seconds if isinstance(error, BackendUnavailable) else 0.0
         self._apply(Scaled(replicas))
         self._recorder.scaled(self._target, replicas, None)
-        return True
+        return None
 
     async def _pause(self, seconds: float, replicas: int) -> None:
         """Wait before the same write is tried again; another wish ends the pause."""

@@ -77,6 +77,9 @@ class ProbingBackend:
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await self._inner.scale(ref, replicas, doomed=doomed)
 
+    async def catch_up(self, ref: TargetRef) -> None:
+        await self._inner.catch_up(ref)
+
 
 class _View:
     """One watch. Invariant: `_probers` are those that the readiness asks for, and what it is has been told."""

@@ -42,6 +42,9 @@ class UnservedBackend:
         except BackendRefused as error:
             raise BackendUnavailable(error.message) from error
 
+    async def catch_up(self, ref: TargetRef) -> None:
+        await self._inner.catch_up(ref)
+
 
 class _Hopeful:
     def __init__(self, observer: Observer) -> None:

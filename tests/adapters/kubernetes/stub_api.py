@@ -52,6 +52,7 @@ class StubApi:
         self.scripts: list[Watch] = []
         self.last_script: Watch | None = None
         self.delay = 0.0
+        self.retry_after = ""
         self.left = asyncio.Event()
         self._asked = asyncio.Event()
         self._written = asyncio.Condition()
@@ -126,9 +127,10 @@ class StubApi:
             await asyncio.sleep(self.delay)
         if self.refusals:
             code, body = self.refusals.pop(0)
+            headers = {"Retry-After": self.retry_after} if self.retry_after else {}
             if isinstance(body, bytes):
-                return web.Response(status=code, body=body)
-            return web.json_response(body, status=code)
+                return web.Response(status=code, body=body, headers=headers)
+            return web.json_response(body, status=code, headers=headers)
         if {collection, f"{request.method.lower()} {request.path.split('/')[-2]}"} & self.forbidden:
             return web.json_response(status(403, f"User cannot {what} {collection}", "Forbidden"), status=403)
         match what:

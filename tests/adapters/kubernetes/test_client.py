@@ -9,10 +9,11 @@ import pytest
 
 from tests.adapters.kubernetes.conftest import Fixed
 from tests.adapters.kubernetes.stub_api import StubApi, status
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable, _socket
 
 LIST = "/api/v1/things"
 QUERY = {"limit": 1}
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 
 
 async def client(session: aiohttp.ClientSession, credentials: Fixed, call_seconds: float = 2) -> ApiClient:
@@ -132,6 +133,45 @@ async def test_a_long_error_is_read_to_its_end(session: aiohttp.ClientSession) -
             await api.call("GET", LIST)
         assert refused.value.reason == "Invalid"
         await ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        pytest.param("7", 7.0, id="seconds"),
+        pytest.param("3600", 30.0, id="longer than anybody waits"),
+        pytest.param("Sun, 06 Nov 1994 08:49:37 GMT", 0.0, id="a date"),
+        pytest.param("-1", 0.0, id="what is past"),
+    ],
+)
+async def test_an_error_says_when_to_come_again(said: str, seconds: float, server: StubApi, api: ApiClient) -> None:
+    server.refusals, server.retry_after = [(429, status(429, "too many"))], said
+    with pytest.raises(ApiError) as refused:
+        await api.call("GET", LIST)
+    assert refused.value.retry_after_seconds == seconds
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_asked_after() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        with _socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", listening.getsockname())) as made:
+            assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert [made.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE] == [5, 2, 3]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"7", b'{"spec": 7}', b'{"metadata": []}'])
+async def test_an_answer_that_is_no_object_is_unreachable(body: bytes, server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(200, body)]
+    with pytest.raises(Unreachable, match="no object of a Kubernetes API server"):
+        await api.call("GET", LIST)
+
+
+async def test_an_answer_that_is_nested_without_end_is_unreachable(server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(200, b"[" * 100_000), (500, b"[" * 100_000)]
+    with pytest.raises(Unreachable, match="not JSON"):
+        await api.call("GET", LIST)
+    with pytest.raises(ApiError, match=r"500: \[\["):
+        await api.call("GET", LIST)
 
 
 async def test_an_answer_that_is_not_json_is_unreachable(server: StubApi, api: ApiClient) -> None:

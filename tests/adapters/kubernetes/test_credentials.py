@@ -106,6 +106,13 @@ async def test_a_pods_broken_authority_is_a_setting_error(account: Path) -> None
         await InCluster(POD, account).load()
 
 
+@pytest.mark.parametrize("token", [b"", b" \n", b"a\nb", b"\xff\xfe"])
+async def test_a_pods_token_that_is_none_is_a_setting_error(token: bytes, account: Path) -> None:
+    (account / "token").write_bytes(token)
+    with pytest.raises(SettingError, match="the service account cannot be read"):
+        await InCluster(POD, account).load()
+
+
 async def test_a_kubeconfig_with_a_token(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text(kubeconfig())

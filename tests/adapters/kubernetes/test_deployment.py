@@ -50,7 +50,7 @@ async def seen(server: StubApi, backend: KubernetesBackend) -> AsyncIterator[See
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
-        (401, BackendRefused, "does not accept the credentials"),
+        (401, BackendUnavailable, "does not accept the credentials"),
         (403, BackendRefused, 'grant the verb "patch" on "deployments/scale"'),
         (404, BackendRefused, "Deployment ai-apps/vllm does not exist: create it, or set --deployment and --namespace"),
         (408, BackendUnavailable, "try again"),
@@ -128,6 +128,75 @@ async def test_a_write_that_is_never_seen_is_unavailable(
     server.delay = 5
     with pytest.raises(BackendUnavailable, match=r"was not seen in the watch within 0\.4 s"):
         await scaling
+
+
+@pytest.mark.parametrize("code", [403, 404])
+async def test_what_a_server_that_has_just_begun_does_not_allow_it_may_allow_in_a_moment(
+    code: int, server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    server.refusals = [(503, status(503, "starting"))] * 3
+    server.cut()
+    await seen.until_lost()
+    while server.refusals:
+        await server.until_asked("list", server.count["list"] + 1)
+    server.refusals = [(code, status(code, "no RBAC policy matched"))]
+    with pytest.raises(BackendUnavailable, match="no RBAC policy matched" if code == 403 else "does not exist"):
+        await backend.scale(REF, 1)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"<html>", b'{"metadata": {"resourceVersion": "x"}}'])
+async def test_a_write_whose_answer_is_nonsense_is_unavailable(
+    body: bytes, server: StubApi, backend: KubernetesBackend
+) -> None:
+    server.refusals = [(200, body)]
+    with pytest.raises(BackendUnavailable):
+        await backend.scale(REF, 1)
+
+
+async def test_a_write_is_not_tried_again_before_the_server_says_so(
+    server: StubApi, backend: KubernetesBackend
+) -> None:
+    server.refusals, server.retry_after = [(429, status(429, "too many"))], "7"
+    with pytest.raises(BackendUnavailable) as refused:
+        await backend.scale(REF, 1)
+    assert refused.value.retry_after_seconds == 7
+
+
+async def test_caught_up_it_has_told_what_a_silent_watch_does_not(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    server.last_script = silent
+    server.cut()
+    await server.until_asked("watch", 4)
+    await server.put(deployment(1))
+    await backend.catch_up(REF)
+    assert seen.last == ASKED_FOR
+    assert seen.losses == []
+
+
+async def test_caught_up_with_a_watch_that_lives_it_costs_one_call(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    before = len(server.requests)
+    await backend.catch_up(REF)
+    assert [(request.method, request.path.split("/")[-1]) for request in server.requests[before:]] == [
+        ("GET", "deployments")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (503, "no replica of Deployment ai-apps/vllm is taken away while .*: the API server answered 503"),
+        (401, "no replica of Deployment ai-apps/vllm is taken away while .*: the API server does not accept"),
+    ],
+)
+async def test_a_server_that_cannot_be_asked_cannot_be_caught_up_with(
+    code: int, words: str, server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    server.refusals = [(code, status(code, "because."))] * 2
+    with pytest.raises(BackendUnavailable, match=words):
+        await backend.catch_up(REF)
 
 
 async def test_an_outage_is_lost_once_and_then_observed_again(server: StubApi, seen: Seen) -> None:

@@ -67,7 +67,7 @@ async def test_what_is_written_is_the_lease_as_it_was_read_with_another_record(
     [
         (409, BackendConflict, "the Lease ns/leader is another by now: said"),
         (404, BackendConflict, "the Lease ns/leader is gone"),
-        (401, BackendRefused, "does not accept the credentials: said; log in again, or renew them"),
+        (401, BackendUnavailable, "does not accept the credentials: said; log in again, or renew them"),
         (403, BackendRefused, 'the Lease ns/leader cannot be used: said; grant "get", "create" and "update" on leases'),
         (422, BackendRefused, r"the API server does not update the Lease ns/leader \(422\): said"),
         (429, BackendUnavailable, "the API server does not update the Lease ns/leader just now: said"),

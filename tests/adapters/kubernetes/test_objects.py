@@ -56,7 +56,7 @@ async def test_a_deletion_names_the_one_that_is_meant(server: StubApi, store: Ku
 @pytest.mark.parametrize(
     ("code", "message", "kind", "words"),
     [
-        (401, "no", BackendRefused, "does not accept the credentials"),
+        (401, "no", BackendUnavailable, "does not accept the credentials"),
         (
             403,
             'User "x" cannot patch resource "deployments"',

@@ -70,6 +70,27 @@ async def test_it_is_what_its_scale_and_the_pods_of_its_selector_say(server: Stu
         assert {request.query["labelSelector"] for request in listed} == {"app=vllm"}
 
 
+async def test_caught_up_it_has_told_what_its_scale_says(server: StubApi, api: ApiClient) -> None:
+    server.forbidden = {"engines"}
+    await server.put(engine())
+    async with following(api, look_seconds=60) as (backend, seen):
+        await seen.until(lambda o: o == Observation(0, 0))
+        await server.put(engine(1))
+        await backend.catch_up(REF)
+        assert seen.last == ASKED_FOR
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"status": 7, "metadata": {"resourceVersion": "1"}}', b'{"spec": {"replicas": []}}']
+)
+async def test_a_scale_of_nonsense_is_an_outage(body: bytes, server: StubApi, api: ApiClient) -> None:
+    await server.put(engine())
+    server.refusals = [(200, body)] * 2
+    async with following(api) as (_, seen):
+        await seen.until(lambda o: o == Observation(0, 0))
+        assert seen.losses
+
+
 async def test_while_it_is_watched_its_scale_is_looked_at_only_when_it_changes(server: StubApi, api: ApiClient) -> None:
     await server.put(engine())
     async with following(api, look_seconds=0.01) as (_, seen):

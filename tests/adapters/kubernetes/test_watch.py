@@ -177,8 +177,8 @@ async def test_a_server_that_ends_each_watch_at_once_is_not_hammered(
         pytest.param(0, 0.0, 0.0, id="no failure, no pause"),
         pytest.param(1, 0.0, 0.2, id="the first"),
         pytest.param(3, 0.0, 0.8, id="twice as long after each"),
-        pytest.param(1000, 0.0, 15.0, id="bounded"),
-        pytest.param(1000, 1.0, 7.5, id="up to half is taken off by chance"),
+        pytest.param(1000, 0.0, 4.0, id="bounded"),
+        pytest.param(1000, 1.0, 2.0, id="up to half is taken off by chance"),
     ],
 )
 def test_pauses_grow_and_are_bounded_and_jittered(failures: int, chance: float, seconds: float) -> None:
@@ -272,6 +272,68 @@ async def test_a_list_that_is_refused_is_an_outage_that_says_what_to_do(
     async with stepping(api) as steps:
         assert words in steps.outages[0]
         await steps.until(lambda step: step == {})
+
+
+async def test_a_server_that_asks_to_be_left_alone_is(server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(429, status(429, "too many requests"))]
+    server.retry_after = "1"
+    now = asyncio.get_running_loop().time
+    begun = now()
+    async with stepping(api) as steps:
+        await steps.until(lambda step: step == {})
+    assert 1 <= now() - begun < 2
+    assert server.count["list"] == 2
+
+
+NONSENSE = [
+    pytest.param(b"[]", id="no object"),
+    pytest.param(b"null", id="nothing"),
+    pytest.param(b"{}", id="empty"),
+    pytest.param(b"[" * 100_000, id="nested without end"),
+    pytest.param(b"\xff\x00", id="no text"),
+    pytest.param(b'{"metadata": 7}', id="metadata that is a number"),
+    pytest.param(b'{"metadata": {"resourceVersion": "1"}, "items": {}}', id="items that are no list"),
+    pytest.param(b'{"metadata": {"resourceVersion": "1"}, "items": [7]}', id="an item that is a number"),
+    pytest.param(b'{"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {}}]}', id="an item without a name"),
+    pytest.param(b'{"metadata": {"resourceVersion": "\xc2\xb2"}, "items": []}', id="a version that only looks it"),
+]
+
+
+@pytest.mark.parametrize("body", NONSENSE)
+async def test_a_list_of_nonsense_is_an_outage(body: bytes, server: StubApi, api: ApiClient) -> None:
+    server.refusals = [(200, body)]
+    async with stepping(api) as steps:
+        await steps.until(lambda step: step == {})
+        assert len(steps.outages) == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"type": "ADDED", "object": 7}',
+        b'{"type": "ADDED", "object": {"metadata": {"resourceVersion": "50"}}}',
+        b'{"type": "ADDED", "object": {"metadata": {"resourceVersion": "50", "name": "a"}}}',
+        b'{"type": "ERROR", "object": 7}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+async def test_an_event_of_nonsense_is_an_outage(event: bytes, server: StubApi, api: ApiClient) -> None:
+    server.scripts = [saying(event + b"\n")]
+    async with stepping(api) as steps:
+        await steps.until(lambda step: isinstance(step, Outage))
+        await steps.until(lambda step: step == {})
+        assert "sent a" in steps.outages[0]
+
+
+async def test_the_newest_version_is_asked_of_the_server(server: StubApi, api: ApiClient) -> None:
+    server.last_script = silence
+    async with stepping(api) as steps:
+        assert await steps.watch.newest() == 0
+        for name in ("a", "b"):
+            last = await server.put(thing(name))
+        assert await steps.watch.newest() == int(last["metadata"]["resourceVersion"])
+        assert steps.kept == [{}]
 
 
 async def test_an_object_of_megabytes_comes_in_one_event(server: StubApi, api: ApiClient) -> None:

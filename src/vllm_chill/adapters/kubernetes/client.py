@@ -1,13 +1,15 @@
 """One connection to an API server: raw JSON in and out, nothing deserialised into models.
 
 The rule: every call ends. A unary call has a deadline; a stream has one for its head, and its reader has one for
-every read. What the server said no to is an ApiError; not having reached it is Unreachable.
+every read. What the server said no to is an ApiError; not having reached it, or not having understood it, is
+Unreachable: whatever is at the other end, nothing else is raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -16,11 +18,16 @@ import aiohttp
 from yarl import URL
 
 from vllm_chill.adapters.kubernetes.credentials import Access, Credentials, Places, find
-from vllm_chill.errors import BackendRefused, SettingError
+from vllm_chill.errors import BackendUnavailable, SettingError
 
 CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _ERROR_BYTES = 65536
+_RETRY_AFTER_MOST_SECONDS = 30.0
+# A peer that is gone without a word is noticed within 11 s, which costs the server nothing; by default it takes hours.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What reading something of another shape than an API server's raises."""
 
 JSON = "application/json"
 Json = dict[str, Any]
@@ -33,13 +40,17 @@ _T = TypeVar("_T")
 
 
 class ApiError(Exception):
-    """The API server answered with an error. `message` is its own, `reason` its word for it, such as Expired."""
+    """The API server answered with an error. `message` is its own, `reason` its word for it, such as Expired.
 
-    def __init__(self, status: int, message: str, reason: str = "") -> None:
+    `retry_after_seconds` is how long it asks to be left alone; 0 if it does not, and never more than 30.
+    """
+
+    def __init__(self, status: int, message: str, reason: str = "", retry_after_seconds: float = 0.0) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
         self.message = message
         self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
     @property
     def passing(self) -> bool:
@@ -47,10 +58,10 @@ class ApiError(Exception):
         return self.status in (408, 429) or self.status >= 500
 
 
-def not_logged_in(error: ApiError) -> BackendRefused:
-    """What to say of a 401."""
+def not_logged_in(error: ApiError) -> BackendUnavailable:
+    """What to say of a 401. It passes: a pod's token is replaced by its kubelet, and what is found is read again."""
     said = error.message.rstrip(".")
-    return BackendRefused(f"the API server does not accept the credentials: {said}; log in again, or renew them")
+    return BackendUnavailable(f"the API server does not accept the credentials: {said}; log in again, or renew them")
 
 
 class Unreachable(Exception):
@@ -72,8 +83,19 @@ async def connect(
     credentials = find(kubeconfig, places)
     access = await credentials.load()
     # Like every client of Kubernetes, this one honours HTTPS_PROXY and NO_PROXY.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True) as session:
+    connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket)
+    async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:
         yield ApiClient(session, credentials, access, call_seconds=call_seconds, timed=timed)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        if hasattr(socket, option):  # not every system has them
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made
 
 
 class ApiClient:
@@ -146,12 +168,18 @@ class ApiClient:
         response = await self._answer(method, path, query, data, f"application/{form}", accept)
         async with response:
             try:
-                answer: Json = json.loads(await response.read())
-            except (aiohttp.ClientError, ConnectionError) as error:
+                answer = json.loads(await response.read())
+            except (aiohttp.ClientError, OSError) as error:
                 raise Unreachable(self._cause(error)) from error
-            except ValueError as error:
+            except UNREADABLE as error:
                 raise Unreachable(f"{self._access.server} answered with something that is not JSON") from error
-            return answer
+            return self._object(answer)
+
+    def _object(self, answer: Any) -> Json:
+        parts = (answer.get("metadata"), answer.get("spec")) if isinstance(answer, dict) else (answer,)
+        if not all(part is None or isinstance(part, dict) for part in parts) or not isinstance(answer, dict):
+            raise Unreachable(f"{self._access.server} answered with JSON that is no object of a Kubernetes API server")
+        return answer
 
     async def _answer(
         self, method: str, path: str, query: Query | None, data: bytes | None, content_type: str | None, accept: str
@@ -200,7 +228,7 @@ class ApiClient:
                 # The server may have closed a kept connection as we took it up. All that is sent is idempotent.
                 if not again:
                     raise Unreachable(self._cause(error)) from error
-            except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 raise Unreachable(self._cause(error)) from error
         raise AssertionError("the loop above returns or raises")
 
@@ -249,16 +277,41 @@ async def _timing(timed: Timed, verb: str, answer: Awaitable[_T]) -> _T:
     return answered
 
 
+def metadata_of(item: Any) -> Json:
+    """The metadata of an object or a list, with a version that is a number, as a real server's is.
+
+    Raises Unreachable if there is none.
+    """
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(metadata, dict) or not str(metadata.get("resourceVersion")).isdecimal():
+        raise Unreachable("the API server sent an object without a resource version: is it a Kubernetes API server?")
+    return metadata
+
+
+def items_of(listing: Json) -> list[Json]:
+    """The objects of a list. Raises Unreachable if it is none."""
+    items = listing.get("items")
+    if not isinstance(items, list | None) or not all(isinstance(item, dict) for item in items or ()):
+        raise Unreachable("the API server sent a list that is none: is it a Kubernetes API server?")
+    return items or []
+
+
 async def _error(response: aiohttp.ClientResponse) -> ApiError:
     body = b""
-    with suppress(aiohttp.ClientError, ConnectionError):
+    with suppress(aiohttp.ClientError, OSError):
         # One read gives what is there, and a long refusal comes in several pieces.
         while len(body) < _ERROR_BYTES and (piece := await response.content.read(_ERROR_BYTES - len(body))):
             body += piece
-    text = body.decode(errors="replace")
+    text, after = body.decode(errors="replace"), _retry_after(response)
     try:
         status = json.loads(text)
-        return ApiError(response.status, str(status["message"]), str(status.get("reason") or ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return ApiError(response.status, str(status["message"]), str(status.get("reason") or ""), after)
+    except UNREADABLE:
         line = " ".join(text.split())[:300]
-        return ApiError(response.status, line or response.reason or "no message")
+        return ApiError(response.status, line or response.reason or "no message", "", after)
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    # An API server gives whole seconds; a date would be that of another clock.
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), _RETRY_AFTER_MOST_SECONDS) if said.isdecimal() else 0.0

@@ -96,8 +96,10 @@ class InCluster:
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             token, authority = self._token.read_text().strip(), self._authority.read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"the service account cannot be read: {error}") from error
+        if not token.isprintable() or not token:
+            raise SettingError(f"the service account cannot be read: there is no token in {self._token}")
         return Access(f"https://{host}:{self._port}", self._context(authority), f"Bearer {token}")
 
     def _context(self, authority: str) -> ssl.SSLContext:

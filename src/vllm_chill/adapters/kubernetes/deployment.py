@@ -10,11 +10,18 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, not_logged_in
+from vllm_chill.adapters.kubernetes.client import (
+    ApiClient,
+    ApiError,
+    Json,
+    Unreachable,
+    metadata_of,
+    not_logged_in,
+)
 from vllm_chill.adapters.kubernetes.deletion_costs import DeletionCosts
 from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
 from vllm_chill.adapters.kubernetes.view import View
-from vllm_chill.adapters.kubernetes.watch import Pace
+from vllm_chill.adapters.kubernetes.watch import Pace, cause_of
 from vllm_chill.core.startup import UNSCHEDULABLE_SECONDS, Terms, missing
 from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Endpoint, TargetRef
 from vllm_chill.errors import BackendError, BackendRefused, BackendUnavailable
@@ -73,12 +80,29 @@ class KubernetesBackend:
         view = self._views.get(ref)
         try:
             answer = await self._compare_and_set(ref, replicas, view)
+            version = int(metadata_of(answer)["resourceVersion"])
         except ApiError as error:
-            raise _refusal(ref, error) from error
+            refusal = _refusal(ref, error)
+            if error.status in (403, 404) and view is not None and not view.steady:
+                raise BackendUnavailable(refusal.message) from error
+            raise refusal from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
         if view is not None:
-            await self._seen(view, int(answer["metadata"]["resourceVersion"]))
+            await self._seen(view, version, f"{ref.named} took the write, and it was")
+
+    async def catch_up(self, ref: TargetRef) -> None:
+        view = self._views.get(ref)
+        if view is None:
+            return
+        try:
+            version = await view.newest()
+        except (ApiError, Unreachable) as error:
+            raise BackendUnavailable(
+                f"no replica of {ref.named} is taken away while it is not known how it is: {cause_of(error)}",
+                retry_after_seconds=error.retry_after_seconds if isinstance(error, ApiError) else 0.0,
+            ) from error
+        await self._seen(view, version, f"{ref.named} was changed, and that was")
 
     async def _compare_and_set(self, ref: TargetRef, replicas: int, view: View | None) -> Json:
         """Write the number over the one that was seen: of two who change the same one, one does.
@@ -116,20 +140,18 @@ class KubernetesBackend:
         fewer = before is None or replicas < before
         await self._costs.mark(ref.namespace, doomed if fewer else (), view.doomed if view is not None else ())
 
-    async def _seen(self, view: View, version: int) -> None:
+    async def _seen(self, view: View, version: int, what_was: str) -> None:
         try:
             async with asyncio.timeout(self._seen_seconds):
                 try:
                     async with asyncio.timeout(min(_NUDGE_SECONDS, self._seen_seconds / 2)):
                         await view.until(version)
                 except TimeoutError:
-                    # The write came through and the watch is silent: its connection may be dead without a word.
+                    # Calls go through and the watch is silent: its connection may be dead without a word.
                     view.relist()
                     await view.until(version)
         except TimeoutError as error:
-            raise BackendUnavailable(
-                f"{view.ref.named} took the write, and it was not seen in the watch within {self._seen_seconds:g} s"
-            ) from error
+            raise BackendUnavailable(f"{what_was} not seen in the watch within {self._seen_seconds:g} s") from error
 
 
 async def _another(view: View, version: str) -> None:
@@ -154,9 +176,15 @@ def _refusal(ref: TargetRef, error: ApiError) -> BackendError:
         case 404:
             return BackendRefused(missing(ref))
         case 409 | 408 | 429:
-            return BackendUnavailable(f"{ref.named} could not be scaled just now: {said}; try again")
+            return BackendUnavailable(
+                f"{ref.named} could not be scaled just now: {said}; try again",
+                retry_after_seconds=error.retry_after_seconds,
+            )
         case status if status >= 500:
-            return BackendUnavailable(f"the API server could not scale {ref.named} ({status}): {said}; try again")
+            return BackendUnavailable(
+                f"the API server could not scale {ref.named} ({status}): {said}; try again",
+                retry_after_seconds=error.retry_after_seconds,
+            )
         case status:
             return BackendRefused(f"the API server refuses to scale {ref.named} ({status}): {said}")
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import structlog
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable
+from vllm_chill.adapters.kubernetes.client import UNREADABLE, ApiClient, ApiError, Json, Unreachable, metadata_of
 from vllm_chill.adapters.kubernetes.facts import Workload
 from vllm_chill.adapters.kubernetes.objects import collection_of
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot, cause_of, pause_seconds
@@ -49,6 +49,18 @@ class ScaleWatch:
         """Look anew, now."""
         self._look.set()
 
+    async def newest(self) -> int:
+        """The version of the object's last write, as the server says now; 0 if there is no such object.
+
+        Raises ApiError or Unreachable.
+        """
+        try:
+            return int(metadata_of(await self._api.call("GET", self._path))["resourceVersion"])
+        except ApiError as error:
+            if error.status == 404:
+                return 0
+            raise
+
     async def steps(self) -> AsyncGenerator[Snapshot[Workload] | Outage, None]:
         """What is, now and after each change, for ever. Close it (`aclosing`) to be done with it."""
         watching = self._tasks.create_task(self._watch())
@@ -73,6 +85,9 @@ class ScaleWatch:
         except Unreachable as error:
             self._failures += 1
             return Outage(cause_of(error))
+        except UNREADABLE as error:
+            self._failures += 1
+            return Outage(f"the API server sent a scale that cannot be read ({type(error).__name__}: {error})")
         self._failures = 0
         return step
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import structlog
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Unreachable, items_of
 from vllm_chill.adapters.kubernetes.objects import collection_of
 from vllm_chill.core.target import TargetRef
 
@@ -32,12 +32,12 @@ class DeploymentHistory:
         # A list, because the right to get it would be one more.
         query = {"fieldSelector": f"metadata.name={ref.name}"}
         try:
-            found = await self._api.call("GET", collection_of(ref), query=query)
+            found = items_of(await self._api.call("GET", collection_of(ref), query=query))
         except (ApiError, Unreachable) as error:
             self._failed(ref, _NOT_READ, error)
             return None
         self._said.discard(_NOT_READ)
-        annotations = [item["metadata"].get("annotations") or {} for item in found.get("items") or []]
+        annotations = [(item.get("metadata") or {}).get("annotations") or {} for item in found]
         return next((str(kept[ANNOTATION]) for kept in annotations if ANNOTATION in kept), None)
 
     async def save(self, ref: TargetRef, text: str) -> None:

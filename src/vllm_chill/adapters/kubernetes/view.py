@@ -7,6 +7,7 @@ the one before. What explains a start beyond that (events, logs) is looked for o
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,6 +27,8 @@ from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Observation
 from vllm_chill.core.writers import Written, written
 from vllm_chill.ports import Observer
 
+_STEADY_SECONDS = 15.0
+
 
 class _Workloads(Protocol):
     """What follows the target itself: the object, or where its kind is not known, its scale."""
@@ -33,6 +36,8 @@ class _Workloads(Protocol):
     def steps(self) -> AsyncGenerator[Snapshot[Workload] | Outage, None]: ...
 
     def relist(self) -> None: ...
+
+    async def newest(self) -> int: ...
 
 
 class View:
@@ -63,6 +68,7 @@ class View:
         self._following: asyncio.Task[None] | None = None
         self._told: Observation | str | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._lost_at = -math.inf
         self._version = 0
         self._advanced = asyncio.Event()
 
@@ -104,11 +110,22 @@ class View:
             self._advanced.clear()
             await self._advanced.wait()
 
+    @property
+    def steady(self) -> bool:
+        """Whether there was no outage lately. A server that has just begun refuses what it allows a moment later, as it
+        has not read who may do what.
+        """
+        return asyncio.get_running_loop().time() >= self._lost_at + _STEADY_SECONDS
+
     async def until(self, version: int) -> None:
         """Wait until the observer has been told all up to this version."""
         while self._version < version:
             self._advanced.clear()
             await self._advanced.wait()
+
+    async def newest(self) -> int:
+        """The version of the last write to the target, as the server says now. Raises ApiError or Unreachable."""
+        return await self._workloads.newest()
 
     def relist(self) -> None:
         """Look again, now."""
@@ -229,6 +246,7 @@ class View:
         self._timer = None if time is None else asyncio.get_running_loop().call_at(time, self._tell)
 
     def _lost(self, cause: str) -> None:
+        self._lost_at = asyncio.get_running_loop().time()
         if cause != self._told:
             self._told = cause
             self._observer.lost(cause)

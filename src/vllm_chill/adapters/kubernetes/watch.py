@@ -21,7 +21,17 @@ from typing import Generic, TypeVar
 
 import aiohttp
 
-from vllm_chill.adapters.kubernetes.client import JSON, ApiClient, ApiError, Json, Query, Unreachable
+from vllm_chill.adapters.kubernetes.client import (
+    JSON,
+    UNREADABLE,
+    ApiClient,
+    ApiError,
+    Json,
+    Query,
+    Unreachable,
+    items_of,
+    metadata_of,
+)
 
 T = TypeVar("T")
 
@@ -55,12 +65,14 @@ class Outage:
 class Pace:
     """How long a watch lasts, how much longer a silence is borne, the pauses between tries, and how often what may not
     be watched is looked at, in seconds.
+
+    After an outage a server is seen within 10 s: the longest pause, and a connection that takes too long before it.
     """
 
-    watch_seconds: int = 60
+    watch_seconds: int = 30
     grace_seconds: float = 5.0
     pause_first_seconds: float = 0.2
-    pause_most_seconds: float = 15.0
+    pause_most_seconds: float = 4.0
     look_seconds: float = 5.0
 
 
@@ -126,7 +138,15 @@ class ListWatch(Generic[T]):
                 self._failures += 1
                 status = error.status if isinstance(error, ApiError) else 0
                 yield Outage(cause_of(error), forbidden=status == 403, absent=status == 404)
-                await self._pause(self._failures)
+                await self._pause(self._failures, error.retry_after_seconds if isinstance(error, ApiError) else 0.0)
+
+    async def newest(self) -> int:
+        """The version of the last write to any of the objects that there are, as the server says now; 0 without any.
+
+        Raises ApiError or Unreachable.
+        """
+        listing = await self._api.call("GET", self._path, query=self._query, accept=_metadata_only("List"))
+        return max((int(metadata_of(item)["resourceVersion"]) for item in items_of(listing)), default=0)
 
     async def _list(self) -> None:
         self._relist.clear()
@@ -141,8 +161,8 @@ class ListWatch(Generic[T]):
                 if error.status == 410:
                     raise _Expired from error
                 raise
-            metadata = _metadata(listing)
-            for item in listing.get("items") or []:
+            metadata = metadata_of(listing)
+            for item in items_of(listing):
                 self._keep(objects, item)
             version = version or metadata["resourceVersion"]
             if not metadata.get("continue"):
@@ -196,17 +216,17 @@ class ListWatch(Generic[T]):
             if error.status == 410:
                 raise _Expired from error
             raise
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise _Ended from error
         except TimeoutError as error:
             raise Unreachable(
                 f"the API server has been silent for {self._pace.grace_seconds:g} s beyond the end of a watch"
             ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Ended from error
         finally:
             self._response = None
 
     def _accept(self, of: str = "") -> str:
-        return f"{JSON};as=PartialObjectMetadata{of};g=meta.k8s.io;v=v1,{JSON}" if self._metadata_only else JSON
+        return _metadata_only(of) if self._metadata_only else JSON
 
     def _take(self, event: Json) -> bool:
         """Take an event over; whether the collection may have changed."""
@@ -222,7 +242,12 @@ class ListWatch(Generic[T]):
         return True
 
     def _keep(self, objects: dict[str, T], item: Json) -> None:
-        key, parsed = self._key(item), self._parse(item)
+        try:
+            key, parsed = self._key(item), self._parse(item)
+        except UNREADABLE as error:
+            raise Unreachable(
+                f"the API server sent an object that cannot be read ({type(error).__name__}: {error})"
+            ) from error
         if parsed is None:
             objects.pop(key, None)
         else:
@@ -231,9 +256,10 @@ class ListWatch(Generic[T]):
     def _snapshot(self) -> Snapshot[T]:
         return Snapshot(MappingProxyType(self._objects), int(self._version))
 
-    async def _pause(self, failures: int) -> None:
+    async def _pause(self, failures: int, least_seconds: float = 0.0) -> None:
         """Wait before the next try; `relist` cuts it short."""
         seconds = pause_seconds(self._pace, failures, random.random())  # noqa: S311 - a pause is no secret
+        seconds = max(seconds, least_seconds)
         if not seconds:
             return
         try:
@@ -282,22 +308,18 @@ def _event(line: bytes) -> Json:
         item, kind = event["object"], event["type"]
         if kind == "ERROR":
             code, message = int(item.get("code") or 500), str(item.get("message") or "no message")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise Unreachable(f"the API server sent a watch event that cannot be read: {line[:80]!r}") from error
     if kind != "ERROR":
-        _metadata(item)
+        metadata_of(item)
         return event
     if code == 410:
         raise _Expired
     raise ApiError(code, message)
 
 
-def _metadata(item: Json) -> Json:
-    """The metadata of an object or a list, with a version that is a number, as a real server's is."""
-    metadata = item.get("metadata")
-    if not isinstance(metadata, dict) or not str(metadata.get("resourceVersion")).isdigit():
-        raise Unreachable("the API server sent an object without a resource version: is it a Kubernetes API server?")
-    return metadata
+def _metadata_only(of: str = "") -> str:
+    return f"{JSON};as=PartialObjectMetadata{of};g=meta.k8s.io;v=v1,{JSON}"
 
 
 def cause_of(error: ApiError | Unreachable) -> str:
