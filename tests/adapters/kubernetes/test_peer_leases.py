@@ -116,7 +116,7 @@ async def test_a_report_is_removed_where_it_was_found_and_in_the_version_that_it
 @pytest.mark.parametrize(
     ("code", "kind", "message"),
     [
-        (401, BackendRefused, "does not accept the credentials: said; log in again, or renew them"),
+        (401, BackendUnavailable, "does not accept the credentials: said; log in again, or renew them"),
         (
             403,
             BackendRefused,
