@@ -157,6 +157,8 @@ class StubApi:
     async def _scale(self, request: web.Request) -> web.Response:
         name = request.path.split("/")[-2]
         patch = await request.json()
+        if name not in self.objects:
+            return web.json_response(status(404, f'deployments.apps "{name}" not found', "NotFound"), status=404)
         replicas, over = patch["spec"]["replicas"], patch.get("metadata", {}).get("resourceVersion")
         item = self.objects[name]
         if over not in (None, item["metadata"]["resourceVersion"]):
