@@ -14,6 +14,7 @@ from vllm_chill.adapters.kubernetes.client import ApiClient, connect
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
 from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
+from vllm_chill.adapters.kubernetes.reviews import KubernetesReviews
 from vllm_chill.adapters.kubernetes.rights import Right, missing_rights, rights_of_models, rights_of_policies
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.app.plan import Plan
@@ -21,6 +22,7 @@ from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.ports import Authorizer
 from vllm_chill.settings.serve import parse_controllers
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -51,6 +53,9 @@ class Cluster:
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
         return World(backend, history, lambda: backend.served(ref), _nothing)
+
+    def authorizer(self) -> Authorizer:
+        return KubernetesReviews(self._api)
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         # What reads objects is imported by who has them: it is a twentieth of the proxy's memory.

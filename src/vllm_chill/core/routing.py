@@ -220,6 +220,11 @@ class Routes:
         return checked if checked is not None and is_health_checker(user_agent) else route
 
 
+def is_own(route: Route) -> bool:
+    """Whether it is one of those under /proxy/."""
+    return route.value.startswith("/proxy/")
+
+
 def _named(path: str) -> Route:
     """The proxy's own route whose path ends with a name, which may have slashes in it, as a model's has."""
     for prefix, route in _NAMED.items():

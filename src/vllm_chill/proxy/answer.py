@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
 from vllm_chill.api.openai import error_envelope
-from vllm_chill.errors import AnswerableError, MethodNotAllowed
+from vllm_chill.errors import AnswerableError, MethodNotAllowed, Unauthenticated
 
 
 def answer(error: AnswerableError) -> web.Response:
@@ -33,4 +33,6 @@ def _fields(error: AnswerableError) -> dict[str, str]:
     fields = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, MethodNotAllowed):
         fields["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, Unauthenticated):
+        fields["WWW-Authenticate"] = "Bearer"
     return fields

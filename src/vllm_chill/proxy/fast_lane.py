@@ -139,7 +139,7 @@ class FastConnection(asyncio.Protocol):
     def _look(self, data: bytes) -> None:
         head, lane = self._head, self.lane
         request = (head.again(data) if head is not None else None) or lane.heads.look(data, lane.route_of)
-        if request is None or not request.head.proxied:
+        if request is None or not request.head.proxied or (lane.pages_apart and request.head.of_page):
             self._leave_lane(data)
             return
         self._head = request.head
@@ -149,7 +149,8 @@ class FastConnection(asyncio.Protocol):
         streamed = size > lane.body_bytes or (len(data) < request.start + size and lane.streams(size))
         kind = FastUpload if streamed else FastExchange
         exchange = self._exchange = kind(self, request, begun)
-        exchange.start(data, begun)
+        if lane.gate is None or exchange.enter(lane.gate, data, begun):
+            exchange.start(data, begun)
 
     def _leave_lane(self, data: bytes) -> None:
         handler = self._server.slow_connection()
