@@ -16,7 +16,7 @@ from vllm_chill.errors import AnswerableError, ChillError, UpstreamInvalid, Upst
 from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
-from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, Pour
+from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, pour
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 # How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
@@ -164,7 +164,7 @@ class Exchange:
     def _pour(self, size: int) -> None:
         connection = self.connection
         if connection is not None:
-            Pour(connection, connection.transport, self._client, size, DOWN_BYTES)
+            pour(connection, connection.transport, self._client, size, DOWN_BYTES)
 
     def _complete(self) -> None:
         connection = self.connection

@@ -14,7 +14,7 @@ from typing import Any, cast
 from vllm_chill.proxy.aiohttp_seam import ClientServer
 from vllm_chill.proxy.fast_exchange import FastExchange, FastLane, FastUpload
 from vllm_chill.proxy.fast_grammar import PlainHead
-from vllm_chill.proxy.pour import UP_BYTES, Pour
+from vllm_chill.proxy.pour import UP_BYTES, pour
 
 _BEHIND_BYTES = 64 * 1024
 _SWEEPS = 8  # in the time that an idle connection is kept
@@ -193,7 +193,7 @@ class FastConnection(asyncio.Protocol):
 
     def pour(self, sink: asyncio.Transport, size: int) -> None:
         """Have the next bytes, so many, go to the sink through one buffer."""
-        Pour(self, self.transport, sink, size, UP_BYTES)
+        pour(self, self.transport, sink, size, UP_BYTES)
 
     def watch(self, deadline: float) -> None:
         """See to it that the response has begun by then. One timer serves all requests of a connection."""
@@ -235,7 +235,8 @@ class FastConnection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         try:
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half: the client closes once it has read that we would
+                self.transport.write_eof()
         except OSError:  # the client has gone, which is not seen while it is not read
             self.transport.abort()
         else:
