@@ -336,11 +336,12 @@ async def models_stage(
     fast: bool | None = None,
     bounds: Bounds | None = None,
     doorkeeper: Doorkeeper | None = None,
+    engines: EngineAccess = PLAIN,
 ) -> AsyncIterator[Models]:
     """A proxy of several models, each with an engine of its own; all awake, or all asleep."""
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics(CollectorRegistry(), "test")
-        pool = UpstreamPool()
+        pool = UpstreamPool(access=engines)
         stack.push_async_callback(pool.aclose)
         terms = HoldOptions(hold, body_budget=body_budget)
         directory = Directory(Budget(terms.body_budget), default=default)

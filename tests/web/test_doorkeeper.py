@@ -30,8 +30,8 @@ class Cluster:
         return self.answer
 
 
-def doors(cluster: Cluster, **readers: Readers) -> Doorkeeper:
-    return Doorkeeper(operators=Operators.KUBERNETES, authorizer=cluster, **readers)
+def doors(cluster: Cluster, readers: Readers = Readers.ALL) -> Doorkeeper:
+    return Doorkeeper(operators=Operators.KUBERNETES, authorizer=cluster, status=readers, metrics=readers)
 
 
 async def test_whom_the_cluster_lets_may() -> None:
@@ -121,7 +121,7 @@ async def test_nobody_is_asked_about_what_is_open() -> None:
 
 async def test_who_reads_may_be_asked_for_too() -> None:
     cluster = Cluster(Granted())
-    async with stage(doorkeeper=doors(cluster, status=Readers.ADMIN, metrics=Readers.ADMIN)) as proxy:
+    async with stage(doorkeeper=doors(cluster, Readers.ADMIN)) as proxy:
         assert (await proxy.get("/proxy/status"))[0] == 401
         assert (await proxy.get("/proxy/status?view=page", headers=TOKEN))[0] == 200
         async with proxy.session.head(proxy.url + "/proxy/metrics", headers=TOKEN) as response:

@@ -20,8 +20,7 @@ def answer(error: AnswerableError) -> web.Response:
 def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
     """The same response as it goes over the wire; `keep_alive` says whether the connection stays open behind it."""
     body = json.dumps(error_envelope(error)).encode()
-    fields = {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
-    fields |= _fields(error)
+    fields = _fields(error) | {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"
