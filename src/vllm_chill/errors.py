@@ -61,6 +61,16 @@ class InvalidVariant(InvalidObject):
     what = "variant"
 
 
+class InvalidKeys(ChillError):
+    """A file of API keys cannot be used; `problems` has a sentence for everything that is wrong with it, none of which
+    says what may be a key.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 class BackendError(ChillError):
     """A backend could not do what it was asked to."""
 
@@ -103,6 +113,36 @@ class BadRequest(AnswerableError):
     status = 400
     type = "invalid_request_error"
     code = "bad_request"
+
+
+class Unauthenticated(AnswerableError):
+    """Nobody knows who asks: there is no key in the request, or one that is not known."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(AnswerableError):
+    """It is known who asks, and they may not."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ModelForbidden(Forbidden):
+    """The key is not for this model."""
+
+    code = "model_not_allowed"
+
+
+class RateLimited(AnswerableError):
+    """The key's requests come faster than they may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class MethodNotAllowed(AnswerableError):
@@ -191,6 +231,14 @@ class SwitchFailed(AnswerableError):
     status = 503
     type = "service_unavailable"
     code = "switch_failed"
+
+
+class RightsUnknown(AnswerableError):
+    """Whoever knows what the caller may do cannot be asked now."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "rights_unknown"
 
 
 class NoGpuStats(AnswerableError):

@@ -171,10 +171,11 @@ class PeerReports(Protocol):
 
 
 class Authorizer(Protocol):
-    """Who knows whose a token is, and what they may read."""
+    """Who knows whose a token is, and what they may do."""
 
-    async def may_get(self, token: str, path: str) -> Access:
-        """Whether whoever has this token may GET this path of ours. It may be cancelled, and may answer from memory.
+    async def may(self, token: str, verb: str, path: str) -> Access:
+        """Whether whoever has this token may do this with a path of ours; `verb` is an HTTP method in lower case. It
+        may be cancelled, and may answer from memory.
 
         Raises BackendUnavailable (try again later) or BackendRefused (no use), neither with the token in its message.
         """

@@ -54,6 +54,22 @@ async def test_an_error_is_told_in_the_proxys_words_if_it_is_the_proxy(status: i
         await ask(answer)
 
 
+async def test_a_key_of_the_environment_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Authorization") == "Bearer the-key":
+            return web.json_response({"version": "9"})
+        return web.json_response({"error": {"message": "This needs one."}}, status=401)
+
+    with pytest.raises(AskFailed, match=r"^This needs one. \(VLLM_CHILL_KEY is sent as one\)$"):
+        await ask(answer)
+    monkeypatch.setenv("VLLM_CHILL_KEY", " the-key\n")
+    assert (await ask(answer)).version == "9"
+    monkeypatch.setenv("VLLM_CHILL_KEY", "the\nkey")
+    with pytest.raises(SettingError) as caught:
+        await ask(answer)
+    assert caught.value.message == "VLLM_CHILL_KEY has characters that no key has"
+
+
 async def test_who_hangs_up_is_told_of() -> None:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None

@@ -77,7 +77,7 @@ async def grants(cluster: Cluster) -> AsyncIterator[Grants]:
 async def until(reviews: KubernetesReviews, token: str, access: Access) -> None:
     """Wait until the API server has taken notice of what was granted or taken away."""
     async with asyncio.timeout(30):
-        while await reviews.may_get(token, "/metrics") != access:  # noqa: ASYNC110 - as a scraper would find out
+        while await reviews.may(token, "get", "/metrics") != access:  # noqa: ASYNC110 - as a scraper would find out
             await asyncio.sleep(0.1)
 
 
@@ -85,15 +85,15 @@ async def test_whoever_has_the_right_may_and_whoever_has_not_is_named(cluster: C
     reviews = KubernetesReviews(cluster.api, granted_seconds=0, refused_seconds=0)
     reader, other = await token_of(cluster, "reader"), await token_of(cluster, "other")
     who = f"system:serviceaccount:{cluster.namespace}"
-    assert await reviews.may_get(reader, "/metrics") == Denied(f"{who}:reader")
+    assert await reviews.may(reader, "get", "/metrics") == Denied(f"{who}:reader")
     await grants.grant("reader", MAY_READ)
     await until(reviews, reader, Granted())
-    assert await reviews.may_get(reader, "/debug") == Denied(f"{who}:reader")
-    assert await reviews.may_get(other, "/metrics") == Denied(f"{who}:other")
+    assert await reviews.may(reader, "get", "/debug") == Denied(f"{who}:reader")
+    assert await reviews.may(other, "get", "/metrics") == Denied(f"{who}:other")
     await grants.revoke()
     await until(reviews, reader, Denied(f"{who}:reader"))
     for nobodys in ("no-token", reader[:-8] + "AAAAAAAA", "a.b.c", "ü"):
-        assert await reviews.may_get(nobodys, "/metrics") == Unauthenticated()
+        assert await reviews.may(nobodys, "get", "/metrics") == Unauthenticated()
 
 
 async def test_a_token_whose_account_is_gone_is_nobodys(cluster: Cluster) -> None:
@@ -116,7 +116,7 @@ async def test_a_scrape_with_its_token_over_https_as_a_pod_asks_with_no_more_tha
         with pytest.raises(
             BackendRefused, match=r'tokenreviews .* \(403\): .*; grant "create" on it to the controller'
         ):
-            await KubernetesReviews(api).may_get(reader, "/metrics")
+            await KubernetesReviews(api).may(reader, "get", "/metrics")
         await grants.grant("controller", MAY_ASK)
         await honoured(api, reader)
         server = ControllerServer(lambda: b"up 1\n", lambda: True, KubernetesReviews(api))
@@ -136,7 +136,7 @@ async def honoured(api: ApiClient, token: str) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
-                if await reviews.may_get(token, "/metrics") == Granted():
+                if await reviews.may(token, "get", "/metrics") == Granted():
                     return
             except BackendRefused:
                 pass
@@ -152,13 +152,13 @@ async def test_while_the_server_is_away_an_answer_counts_for_its_time_and_then_i
     await until(KubernetesReviews(cluster.api, refused_seconds=0), reader, Granted())
     time = 0.0
     reviews = KubernetesReviews(cluster.api, now=lambda: time)
-    assert await reviews.may_get(reader, "/metrics") == Granted()
+    assert await reviews.may(reader, "get", "/metrics") == Granted()
     try:
         async with away(control_plane):
-            assert await reviews.may_get(reader, "/metrics") == Granted()
+            assert await reviews.may(reader, "get", "/metrics") == Granted()
             time = 60.0
             with pytest.raises(BackendUnavailable, match="cannot be reached"):
-                await reviews.may_get(reader, "/metrics")
+                await reviews.may(reader, "get", "/metrics")
     finally:
         await answers(cluster.api)
-    assert await reviews.may_get(reader, "/metrics") == Granted()
+    assert await reviews.may(reader, "get", "/metrics") == Granted()

@@ -199,3 +199,23 @@ class TestHealthCheckers:
         assert routes.route_for("GET", "/metrics", "Prometheus/3.5") is Route.METRICS
         assert routes.route_for("GET", "/v1/models", "Prometheus/3.5") is Route.MODELS
         assert routes.route_for("POST", "/proxy/operations/start", "Envoy/HC") is Route.PROXY_START
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proxy/scaling/metrics/../../../v1/x",
+        "/proxy/scaling/metrics/..",
+        "/proxy/scaling/policy/a/./b",
+        "/proxy/scaling/policy/a/%2e%2E/b",
+        "/proxy/scaling/policy/a%2f..%2fb",
+        "/proxy/scaling/policy/..%5Cb",
+    ],
+)
+def test_no_name_under_proxy_leads_up_and_out_of_it(path: str) -> None:
+    assert route_of("GET", path) is Route.PROXY_OTHER
+
+
+@pytest.mark.parametrize("name", ["ns/vllm", "org/llama-3.1", "a..b", "a.", ".a", "org%2Fa.b"])
+def test_a_name_under_proxy_may_have_dots_and_slashes(name: str) -> None:
+    assert route_of("GET", f"/proxy/scaling/policy/{name}") is Route.PROXY_SCALING_POLICY

@@ -17,10 +17,14 @@ _KEPT = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @contextlib.asynccontextmanager
-async def nginx(folder: Path, upstream: str, directives: Sequence[str] = ()) -> AsyncIterator[str]:
-    """The URL of an nginx that passes everything to `upstream`, with these directives besides `proxy_pass`."""
+async def nginx(
+    folder: Path, upstream: str, directives: Sequence[str] = (), locations: Sequence[str] = ("/",)
+) -> AsyncIterator[str]:
+    """The URL of an nginx that passes what is at these locations to `upstream`, with these directives besides
+    `proxy_pass`; all else is 404.
+    """
     port, errors = _free_port(), folder / "error.log"
-    file = _configured(folder, port, upstream, directives)
+    file = _configured(folder, port, upstream, directives, locations)
     assert PROGRAM is not None
     command = (PROGRAM, "-p", str(folder), "-c", str(file), "-e", str(errors))
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
@@ -36,19 +40,22 @@ async def nginx(folder: Path, upstream: str, directives: Sequence[str] = ()) -> 
         await asyncio.wait_for(process.wait(), _STOP_SECONDS)
 
 
-def _configured(folder: Path, port: int, upstream: str, directives: Sequence[str]) -> Path:
+def _configured(folder: Path, port: int, upstream: str, directives: Sequence[str], locations: Sequence[str]) -> Path:
     """Write the file that says all of it."""
     folder.mkdir(exist_ok=True)
     file = folder / "nginx.conf"
     kept = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in _KEPT)
     more = " ".join(f"{directive};" for directive in directives)
+    there = "\n    ".join(f"location {place} {{ proxy_pass {upstream}; {more} }}" for place in locations)
+    if "/" not in locations:
+        there += "\n    location / { return 404; }"
     file.write_text(f"""daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 256; }}
 http {{
   access_log off; {kept}
   server {{
     listen 127.0.0.1:{port};
-    location / {{ proxy_pass {upstream}; {more} }}
+    {there}
   }}
 }}
 """)

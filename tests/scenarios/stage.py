@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
 from vllm_chill.app.targets import Record, hold_desk
@@ -39,6 +41,8 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.cors import Cors
+from vllm_chill.web.doorkeeper import Doorkeeper
 from vllm_chill.web.server import ProxyServer
 
 REF = TargetRef("test", "vllm")
@@ -79,6 +83,7 @@ class Stage:
     pool: UpstreamPool
     knowledge: ModelKnowledge
     hits: list[str] = field(default_factory=list)
+    admin_url: str = ""
 
     def phase_is(self, kind: type[Phase]) -> bool:
         return isinstance(self.controller.target.phase, kind)
@@ -131,9 +136,15 @@ async def stage(
     ref: TargetRef = REF,
     rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
     affinity: Affinity | None = None,
+    doorkeeper: Doorkeeper | None = None,
+    cors: Cors | None = None,
+    engines: EngineAccess = PLAIN,
+    tls: ssl.SSLContext | None = None,
+    upstream_tls: ssl.SSLContext | None = None,
+    apart: bool = False,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
-    command a start runs.
+    command a start runs, and `apart` whether /proxy/ is at a port of its own.
     """
     hits: list[str] = []
 
@@ -145,11 +156,11 @@ async def stage(
         runner = web.ServerRunner(web.Server(counted, handler_cancellation=True, access_log=None), shutdown_timeout=0.1)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=upstream_tls).start()
         endpoint = Endpoint(*runner.addresses[0])
         backend = MemoryBackend(endpoint, start_seconds=start, stop_seconds=stop, replicas=int(awake))
         metrics = Metrics(CollectorRegistry(), "test")
-        pool = UpstreamPool(orphan_seconds=orphan)
+        pool = UpstreamPool(orphan_seconds=orphan, access=engines)
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(ref, metrics)
         controller = ScaleController(
@@ -180,16 +191,28 @@ async def stage(
         )
         has_lane = FAST_LANE.get() if fast is None else fast
         server = ProxyServer(
-            admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane if has_lane else None, routes
+            admin.page.before(handler.proxy),
+            admin.handle,
+            metrics,
+            handler.fast_lane if has_lane else None,
+            routes,
+            doorkeeper=doorkeeper,
+            cors=cors,
         )
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)
-        [address] = await server.listen("127.0.0.1", 0)
+        admin_url = ""
+        if apart:
+            [(admin_host, admin_port)] = await server.listen_apart("127.0.0.1", 0, tls)
+            admin_url = f"{'http' if tls is None else 'https'}://{admin_host}:{admin_port}"
+        [address] = await server.listen("127.0.0.1", 0, tls)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         await asyncio.sleep(0)
-        url = f"http://{address[0]}:{address[1]}"
-        yield Stage(url, address, session, controller, backend, metrics, starts, server, desk, pool, knowledge, hits)
+        url = f"{'http' if tls is None else 'https'}://{address[0]}:{address[1]}"
+        yield Stage(
+            url, address, session, controller, backend, metrics, starts, server, desk, pool, knowledge, hits, admin_url
+        )
         assert not running.done(), running.result()
 
 
@@ -312,11 +335,13 @@ async def models_stage(
     default: str | None = None,
     fast: bool | None = None,
     bounds: Bounds | None = None,
+    doorkeeper: Doorkeeper | None = None,
+    engines: EngineAccess = PLAIN,
 ) -> AsyncIterator[Models]:
     """A proxy of several models, each with an engine of its own; all awake, or all asleep."""
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics(CollectorRegistry(), "test")
-        pool = UpstreamPool()
+        pool = UpstreamPool(access=engines)
         stack.push_async_callback(pool.aclose)
         terms = HoldOptions(hold, body_budget=body_budget)
         directory = Directory(Budget(terms.body_budget), default=default)
@@ -340,7 +365,14 @@ async def models_stage(
         options = ProxyOptions(terms, replay_bytes, RelayTimeouts(2.0, 10.0), model_bytes)
         handler = ProxyHandler(directory, pool, metrics, options)
         has_lane = FAST_LANE.get() if fast is None else fast
-        server = ProxyServer(handler.proxy, _nothing_else, metrics, handler.fast_lane if has_lane else None)
+        admin = AdminApi(directory, handler.scrape, metrics, Build(version="test"), lambda: server.draining)
+        server = ProxyServer(
+            handler.proxy,
+            _nothing_else if doorkeeper is None else admin.handle,
+            metrics,
+            handler.fast_lane if has_lane else None,
+            doorkeeper=doorkeeper,
+        )
         stack.push_async_callback(server.close)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))

@@ -7,6 +7,7 @@ upstream. Only dates may differ.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -17,8 +18,12 @@ import pytest
 
 from tests.proxy.wire import Peer, Upstream, upstream_of
 from tests.scenarios.stage import Models, Stage, models_stage, stage
+from vllm_chill.adapters.engine_access import EngineAccess
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.keys import Key, Keys
 from vllm_chill.core.target import Observation, TargetRef
+from vllm_chill.proxy.gate import Gate
+from vllm_chill.web.doorkeeper import Doorkeeper
 
 KEPT = 1000  # bytes of a body; larger ones are streamed
 OPEN_SECONDS = 0.25
@@ -260,6 +265,17 @@ class NamingRequests(Requests):
         return super().damaged(data) if self.random.random() < 0.2 else data
 
 
+class KeyedRequests(NamingRequests):
+    """Random bytes of a connection, with keys that are mostly good; `z` is for some models only."""
+
+    def request(self) -> bytes:
+        choice = self.random.choice
+        name = choice([b"Authorization"] * 6 + [b"authorization", b"X-Api-Key", b"AUTHORIZATION"])
+        scheme = b"" if name == b"X-Api-Key" else choice([b"Bearer "] * 8 + [b"bearer ", b"Bearer  ", b"Basic ", b""])
+        said = b"%b: %b%b\r\n" % (name, scheme, choice([b"x", b"z"] * 5 + [b"y", b"x x", b"\xff"]))
+        return super().request().replace(b"Host: a\r\n", choice([said + b"Host: a\r\n", b"Host: a\r\n" + said]))
+
+
 @dataclass
 class Lanes:
     """Two proxies to one upstream."""
@@ -355,3 +371,22 @@ async def test_whatever_a_client_names_both_ways_are_the_same(default: str | Non
             one = await both.outcome(both.with_it, pieces, pauses)
             other = await both.outcome(both.without, pieces, pauses)
             assert one.is_like(other) or one.is_ended_early(other), f"seed {seed}: {pieces!r}\n{one}\n{other}"
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one target", "several models"])
+async def test_whoever_has_a_key_or_none_both_ways_are_the_same(several: bool) -> None:
+    keys = Key("x", hashlib.sha256(b"x").digest()), Key("z", hashlib.sha256(b"z").digest(), ("a", "org/*"))
+    gate = Gate(Keys(keys), lambda: 0.0)
+    of = lanes_of_models if several else lanes
+    async with of(doorkeeper=Doorkeeper(gate), engines=EngineAccess(b"Bearer up")) as both:
+        reached = 0
+        for seed in range(60):
+            requests = KeyedRequests(seed)
+            pieces = requests.connection()
+            pauses = [requests.random.choice([0, 0, 0.001, 0.003]) for _ in pieces]
+            one = await both.outcome(both.with_it, pieces, pauses)
+            other = await both.outcome(both.without, pieces, pauses)
+            assert one.is_like(other) or one.is_ended_early(other), f"seed {seed}: {pieces!r}\n{one}\n{other}"
+            reached += len(one.seen)
+            assert all(head.count(b"uthorization: ") == 1 and b"Bearer up" in head for head, _ in one.seen)
+        assert reached > 10

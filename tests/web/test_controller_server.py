@@ -30,7 +30,7 @@ class Rights:
     tokens: dict[str, Access | BackendError] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    async def may_get(self, token: str, path: str) -> Access:
+    async def may(self, token: str, verb: str, path: str) -> Access:
         self.asked.append((token, path))
         found = self.tokens.get(token, Unauthenticated())
         if isinstance(found, BackendError):

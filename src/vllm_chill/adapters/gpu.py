@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.adapters.page import page
 from vllm_chill.core.engine_page import engine_sample
 from vllm_chill.core.gpu import EngineLoad, Gpu, GpuReading, GpuUse
@@ -255,24 +256,25 @@ def _dcgm_gpu(labels: Mapping[str, str], told: dict[str, float]) -> Gpu:
 class VllmStats:
     """ports.GpuStats: what the engines that run say of their load. `ready` names each, and where it is."""
 
-    def __init__(self, ready: Callable[[], Iterable[tuple[str, Endpoint]]]) -> None:
+    def __init__(self, ready: Callable[[], Iterable[tuple[str, Endpoint]]], access: EngineAccess = PLAIN) -> None:
         self._ready = ready
+        self._access = access
 
     async def read(self) -> GpuReading:
         """The load of each engine that answers; none is woken."""
         ready = tuple(self._ready())
         if not ready:
             raise BackendUnavailable("no engine is awake that could tell of its load")
-        loads = await asyncio.gather(*(_load(target, endpoint) for target, endpoint in ready))
+        loads = await asyncio.gather(*(_load(target, endpoint, self._access) for target, endpoint in ready))
         engines = tuple(load for load in loads if load is not None)
         if not engines:
             raise BackendUnavailable("the engines that are awake have no metrics of vLLM")
         return GpuReading("vllm", engines=engines)
 
 
-async def _load(target: str, endpoint: Endpoint) -> EngineLoad | None:
+async def _load(target: str, endpoint: Endpoint, access: EngineAccess) -> EngineLoad | None:
     try:
-        said = await page(f"http://{endpoint}/metrics", _SECONDS, _PAGE_BYTES)
+        said = await page(f"{access.scheme}://{endpoint}/metrics", _SECONDS, _PAGE_BYTES, access=access)
     except BackendUnavailable:
         return None
     return engine_load(target, str(endpoint), said)

@@ -9,6 +9,7 @@ from typing import Self
 
 import aiohttp
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.adapters.page import pieces
 from vllm_chill.core.engine_page import EngineSample, PageReader
 from vllm_chill.core.target import Endpoint
@@ -23,9 +24,10 @@ _KEEP_SECONDS = 30.0
 class EngineScraper:
     """Scrapes engines, so many at a time that those which hang leave room. To be used within `async with`."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    def __init__(self, seconds: float = SECONDS, access: EngineAccess = PLAIN) -> None:
         """One scrape may take so many seconds, its wait for a turn included."""
         self._seconds = seconds
+        self._access = access
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_AT_A_TIME, limit_per_host=2, keepalive_timeout=_KEEP_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -41,9 +43,9 @@ class EngineScraper:
 
     async def scrape(self, endpoint: Endpoint) -> EngineSample:
         """What the engine there says of itself now. Raises BackendUnavailable if it says nothing."""
-        url = f"http://{endpoint}/metrics"
+        url = f"{self._access.scheme}://{endpoint}/metrics"
         reader = PageReader()
-        async with aclosing(pieces(self._session, url, self._seconds, _PAGE_BYTES)) as page:
+        async with aclosing(pieces(self._session, url, self._seconds, _PAGE_BYTES, access=self._access)) as page:
             async for piece in page:
                 reader.feed(piece)
                 await asyncio.sleep(0)  # a page may have come as a whole: whoever else is ready goes first

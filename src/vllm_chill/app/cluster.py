@@ -16,6 +16,7 @@ from vllm_chill.adapters.kubernetes.kinds import KubernetesKinds
 from vllm_chill.adapters.kubernetes.leases import KubernetesLease
 from vllm_chill.adapters.kubernetes.objects import KubernetesObjects
 from vllm_chill.adapters.kubernetes.peer_leases import KubernetesPeers
+from vllm_chill.adapters.kubernetes.reviews import KubernetesReviews
 from vllm_chill.adapters.kubernetes.rights import (
     Right,
     missing_rights,
@@ -33,6 +34,7 @@ from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
 from vllm_chill.core.election import lease_terms_of
 from vllm_chill.core.peers import terms_of
 from vllm_chill.core.target import Endpoint, TargetRef
+from vllm_chill.ports import Authorizer
 from vllm_chill.settings.plain import parse_controllers
 from vllm_chill.telemetry.metrics import Metrics
 
@@ -65,6 +67,9 @@ class Cluster:
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
         return World(backend, history, lambda: backend.served(ref), _nothing)
+
+    def authorizer(self) -> Authorizer:
+        return KubernetesReviews(self._api)
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         # What reads objects is imported by who has them: it is a twentieth of the proxy's memory.

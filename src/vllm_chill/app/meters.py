@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.adapters.gpu import DcgmStats, NvmlStats
 from vllm_chill.adapters.prometheus import Prometheus
 from vllm_chill.adapters.prometheus_access import PrometheusAccess
@@ -47,7 +48,12 @@ class Meters:
 
 @contextlib.asynccontextmanager
 async def open_meters(
-    *, pods: bool, gpu_stats_url: str | None = None, prometheus_url: str | None = None, token_file: Path | None = None
+    *,
+    pods: bool,
+    gpu_stats_url: str | None = None,
+    prometheus_url: str | None = None,
+    token_file: Path | None = None,
+    engines: EngineAccess = PLAIN,
 ) -> AsyncIterator[Meters]:
     """Meters with all that they need. `token_file` is for the Prometheus. Raises SettingError."""
     sources: list[Read] = [] if pods else [NvmlStats().use]
@@ -55,7 +61,7 @@ async def open_meters(
         sources.append(DcgmStats(gpu_stats_url).use)
     gpus = GpuMeter(sources, now=asyncio.get_running_loop().time)
     async with contextlib.AsyncExitStack() as stack:
-        scraper = await stack.enter_async_context(EngineScraper())
+        scraper = await stack.enter_async_context(EngineScraper(access=engines))
         query = None
         if prometheus_url is not None:
             access = PrometheusAccess(prometheus_url, token_file=token_file)

@@ -67,6 +67,34 @@ class Plan:
                 "--route service sends requests to a Service, and with --backend process there is none; leave it out"
             )
 
+        self._check_access()
+
+    def _check_access(self) -> None:
+        settings = self.settings
+        if settings.admin_auth == "kubernetes" and settings.backend == "process":
+            raise SettingError(
+                "--admin-auth kubernetes asks a cluster, and with --backend process there is none; give keys or none"
+            )
+        asked = {
+            "--admin-auth": settings.admin_auth,
+            "--metrics-readers": settings.metrics_readers,
+            "--status-readers": settings.status_readers,
+        }
+        for flag, value in asked.items():
+            if value == "keys" and settings.api_keys_file is None:
+                raise SettingError(f"{flag} keys needs --api-keys-file; `vllm-chill keys new NAME` makes a key for it")
+            if value == "admin" and settings.admin_auth == "none":
+                raise SettingError(f"{flag} admin lets those read whom --admin-auth lets operate; give that too")
+        if (settings.tls_cert is None) != (settings.tls_key is None):
+            missing = "--tls-key" if settings.tls_key is None else "--tls-cert"
+            raise SettingError(f"a certificate and its key belong together; give {missing} too")
+        for flag, given in (
+            ("--upstream-ca-file", settings.upstream_ca_file),
+            ("--upstream-server-name", settings.upstream_server_name),
+        ):
+            if given is not None and settings.upstream_tls == "off":
+                raise SettingError(f"{flag} is of no use without --upstream-tls on")
+
     @property
     def catalogue(self) -> str | None:
         """Where the models are: "crd", or the path of a file; None where there is but one target."""

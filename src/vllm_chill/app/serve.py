@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import signal
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING
 import structlog
 from prometheus_client import CollectorRegistry
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.api.status import PeersStatus
 from vllm_chill.api.version import Build
 from vllm_chill.app import VERSION
+from vllm_chill.app.access import Access
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
@@ -61,12 +64,12 @@ def build() -> Build:
     return Build(version=VERSION, **said)
 
 
-def gpu_sources(settings: Settings, directory: Directory) -> tuple[GpuStats, ...]:
+def gpu_sources(settings: Settings, directory: Directory, engines: EngineAccess = PLAIN) -> tuple[GpuStats, ...]:
     """Where GPU statistics come from, the best first."""
     from vllm_chill.adapters.gpu import DcgmStats, NvmlStats, VllmStats
 
     exporter = () if settings.gpu_stats_url is None else (DcgmStats(settings.gpu_stats_url),)
-    return (NvmlStats(), *exporter, VllmStats(lambda: awake(directory)))
+    return (NvmlStats(), *exporter, VllmStats(lambda: awake(directory), engines))
 
 
 def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
@@ -78,12 +81,13 @@ def awake(directory: Directory) -> Iterator[tuple[str, Endpoint]]:
                 yield served.name, endpoint
 
 
-def _meters(settings: Settings) -> AbstractAsyncContextManager[Meters]:
+def _meters(settings: Settings, engines: EngineAccess) -> AbstractAsyncContextManager[Meters]:
     return open_meters(
         pods=settings.backend == "kubernetes",
         gpu_stats_url=settings.gpu_stats_url,
         prometheus_url=settings.prometheus_url,
         token_file=None if settings.prometheus_token_file is None else Path(settings.prometheus_token_file),
+        engines=engines,
     )
 
 
@@ -123,11 +127,13 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         ground = await stack.enter_async_context(open_ground(plan))
         metrics = Metrics(CollectorRegistry(), VERSION)
-        pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None)
+        access = Access(settings)
+        await stack.enter_async_context(running(access.follow()))
+        pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None, access=access.engines)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
         autoscalers = Autoscalers()
-        meters = await stack.enter_async_context(_meters(settings))
+        meters = await stack.enter_async_context(_meters(settings, access.engines))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
         maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering)
         if fleet is None:
@@ -161,22 +167,30 @@ async def serve(
             lambda: server.draining,
             plan.routes,
             switching=fleet,
-            stats=GpuStatsPage(gpu_sources(settings, directory)),
+            stats=GpuStatsPage(gpu_sources(settings, directory, access.engines)),
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
-        server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
+        server = ProxyServer(
+            admin.page.before(proxy.proxy),
+            admin.handle,
+            metrics,
+            lane,
+            plan.routes,
+            doorkeeper=access.doorkeeper(ground.authorizer),
+            cors=access.cors,
+        )
         stack.push_async_callback(server.close)
         if plan.reads_models_first:
             working = await stack.enter_async_context(running(work()))
             while directory.trouble is not None and not working.done():  # noqa: ASYNC110 - it takes a few turns
                 await asyncio.sleep(0)
             _check_default(plan, directory)
-            host, port = await _listen(server, settings)
+            host, port = await _listen(server, settings, access.tls)
         else:
-            host, port = await _listen(server, settings)
+            host, port = await _listen(server, settings, access.tls)
             working = await stack.enter_async_context(running(work()))
             await _seen_at_once(directory)
         there = collect_at_leisure(lambda: _busy(directory))
@@ -208,15 +222,25 @@ async def _seen_at_once(directory: Directory) -> None:
         await asyncio.sleep(0)
 
 
-async def _listen(server: ProxyServer, settings: Settings) -> tuple[str, int]:
+async def _listen(server: ProxyServer, settings: Settings, tls: ssl.SSLContext | None) -> tuple[str, int]:
+    if settings.admin_port is not None:
+        host = settings.admin_host or settings.host
+        with _listened_on(host, settings.admin_port, "--admin-host or --admin-port"):
+            apart = await server.listen_apart(host, settings.admin_port, tls)
+        structlog.get_logger("vllm_chill").info("listening for operators", host=apart[0][0], port=apart[0][1])
+    with _listened_on(settings.host, settings.port, "--host or --port"):
+        addresses = await server.listen(settings.host, settings.port, tls)
+    return addresses[0]
+
+
+@contextlib.contextmanager
+def _listened_on(host: str, port: int, flags: str) -> Iterator[None]:
+    """Have it said in a sentence why an address cannot be listened on."""
     try:
-        addresses = await server.listen(settings.host, settings.port)
+        yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise SettingError(
-            f"cannot listen on {settings.host} port {settings.port}: {reason}; give another --host or --port"
-        ) from error
-    return addresses[0]
+        raise SettingError(f"cannot listen on {host} port {port}: {reason}; give another {flags}") from error
 
 
 def begin(settings: Settings, command: tuple[str, ...]) -> None:

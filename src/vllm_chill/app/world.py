@@ -18,7 +18,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import Served
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.ports import CatalogueObserver, ClusterBackend, StartHistory
+from vllm_chill.ports import Authorizer, CatalogueObserver, ClusterBackend, StartHistory
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class Ground(Protocol):
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         """That of one target: the model's, or that of the settings."""
+
+    def authorizer(self) -> Authorizer | None:
+        """Who knows what a token may do here, if anybody does."""
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         """Tell which models there are, now and after each change, until cancelled; where there is a catalogue."""
@@ -119,6 +122,9 @@ class _ThisMachine:
         )
         process = ProcessBackend(command, log.info)
         return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close)
+
+    def authorizer(self) -> Authorizer | None:
+        return None
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         observer.catalogued([model.entry for model in self._models.values()])

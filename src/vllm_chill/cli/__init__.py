@@ -40,6 +40,7 @@ _COMMANDS = {
     "scaling": "scaling:scaling",
     "explain": "explain:explain",
     "crd": "crd:print_crd",
+    "keys": "keys:keys",
     "demo": "demo:demo",
 }
 """Where each command is: in which module of this package, and under which name."""

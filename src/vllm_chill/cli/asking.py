@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ import msgspec
 from vllm_chill.errors import AskFailed, SettingError
 
 _TIMEOUT_SECONDS = 10
+_UNAUTHENTICATED = 401
+_KEY = "VLLM_CHILL_KEY"
 _DEFAULT = "http://127.0.0.1:8080"
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
@@ -26,7 +29,8 @@ def url_option(command: Command) -> Command:
         "--url",
         default=_DEFAULT,
         envvar="VLLM_CHILL_URL",
-        help=f"The proxy to ask. [VLLM_CHILL_URL; default: {_DEFAULT}]",
+        help=f"The proxy to ask; {_KEY} has the key or token for it, if it wants one. "
+        f"[VLLM_CHILL_URL; default: {_DEFAULT}]",
     )
     return option(command)
 
@@ -63,16 +67,20 @@ class Proxy:
     ) -> Shape:
         connection = self._kind(self._host, self._port, timeout=seconds)
         headers = {} if body is None else {"Content-Type": "application/json"}
+        if key := os.environ.get(_KEY, "").strip():
+            headers["Authorization"] = f"Bearer {key}"
         try:
             connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers=headers)
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(str(error) or type(error).__name__) from None
+        except ValueError:  # of the library's, which would say what is in the header
+            raise SettingError(f"{_KEY} has characters that no key has") from None
         finally:
             connection.close()
         if response.status >= 400 and (message := _message(text)) is not None:
-            raise AskFailed(message)
+            raise AskFailed(f"{message} ({_KEY} is sent as one)" if response.status == _UNAUTHENTICATED else message)
         try:
             return msgspec.json.decode(text, type=shape)
         except (msgspec.DecodeError, UnicodeDecodeError):

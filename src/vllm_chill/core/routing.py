@@ -220,14 +220,27 @@ class Routes:
         return checked if checked is not None and is_health_checker(user_agent) else route
 
 
+def is_own(route: Route) -> bool:
+    """Whether it is one of those under /proxy/."""
+    return route.value.startswith("/proxy/")
+
+
 def _named(path: str) -> Route:
-    """The proxy's own route whose path ends with a name, which may have slashes in it, as a model's has."""
+    """The proxy's own route whose path ends with a name, which may have slashes in it, as a model's has.
+
+    No name has a segment of dots. What stands in front may have taken them for a way up and out of /proxy/, which it
+    would not have let through.
+    """
+    if _DOTS.search(path):
+        return Route.PROXY_OTHER
     for prefix, route in _NAMED.items():
         if path.startswith(prefix) and path != prefix:
             return route
     return Route.PROXY_OTHER
 
 
+_SLASH = r"(?:/|%2[fF]|%5[cC]|\\)"
+_DOTS = re.compile(rf"{_SLASH}(?:\.|%2[eE]){{1,2}}(?:{_SLASH}|$)")
 _CHECKED = {
     Route.PROXIED: Route.CHECKED,
     Route.HEAD: Route.HEALTH_CHECK,

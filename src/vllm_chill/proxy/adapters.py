@@ -28,6 +28,7 @@ class Adapters:
 
     def __init__(self, pool: UpstreamPool, timeouts: RelayTimeouts) -> None:
         self._engine = Prober(pool)
+        self._access = pool.access
         self._timeouts = timeouts
         self._loaded: dict[tuple[Endpoint, str], str] = {}
         self._loading: dict[_Key, asyncio.Task[AnswerableError | None]] = {}
@@ -38,11 +39,14 @@ class Adapters:
         return self._loaded.get((endpoint, adapter.name)) == adapter.path
 
     async def load(self, endpoint: Endpoint, adapter: Adapter, authorization: str | None) -> None:
-        """Return once the replica has it. `authorization` is the caller's, for an engine that wants a key.
+        """Return once the replica has it. `authorization` is the caller's, for an engine that wants a key and has not
+        one from this proxy.
 
         Raises UpstreamRefused and UpstreamReset if the replica cannot be reached, and AdapterFailed with the engine's
         words. An engine that refuses the caller is asked no more: it will say so to the caller itself.
         """
+        if (own := self._access.authorization) is not None:
+            authorization = own.decode("latin-1") or None
         key = endpoint, adapter, authorization
         task = self._loading.get(key)
         if task is None:

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
 from vllm_chill.api.openai import error_envelope
-from vllm_chill.errors import AnswerableError, MethodNotAllowed
+from vllm_chill.errors import AnswerableError, MethodNotAllowed, Unauthenticated
 
 
 def answer(error: AnswerableError) -> web.Response:
@@ -20,8 +20,7 @@ def answer(error: AnswerableError) -> web.Response:
 def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
     """The same response as it goes over the wire; `keep_alive` says whether the connection stays open behind it."""
     body = json.dumps(error_envelope(error)).encode()
-    fields = {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
-    fields |= _fields(error)
+    fields = _fields(error) | {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"
@@ -33,4 +32,6 @@ def _fields(error: AnswerableError) -> dict[str, str]:
     fields = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, MethodNotAllowed):
         fields["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, Unauthenticated):
+        fields["WWW-Authenticate"] = "Bearer"
     return fields

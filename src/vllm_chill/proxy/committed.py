@@ -57,10 +57,12 @@ def kind_of(head: bytes) -> Kind | None:
 class Committed:
     """What is said before the response. `http10`: the client gets no chunks, and its connection's end is the end."""
 
-    __slots__ = ("_http10", "keep_alive", "kind")
+    __slots__ = ("_fields", "_http10", "keep_alive", "kind")
 
-    def __init__(self, kind: Kind, *, http10: bool = False, keep_alive: bool = True) -> None:
+    def __init__(self, kind: Kind, *, http10: bool = False, keep_alive: bool = True, fields: bytes = b"") -> None:
+        """`fields` are added to its head, each with its line end."""
         self.kind = kind
+        self._fields = fields
         self._http10 = http10
         self.keep_alive = keep_alive and not http10
 
@@ -73,7 +75,7 @@ class Committed:
             fields += b"Transfer-Encoding: chunked\r\n"
         if not self.keep_alive:
             fields += b"Connection: close\r\n"
-        return b"HTTP/1.1 200 OK\r\nServer: vllm-chill\r\n" + fields + b"\r\n"
+        return b"HTTP/1.1 200 OK\r\nServer: vllm-chill\r\n" + self._fields + fields + b"\r\n"
 
     def beat(self, words: str) -> bytes:
         """A sign of life, which says in words how far it is where words can be said."""

@@ -16,7 +16,7 @@ from vllm_chill.errors import AnswerableError, ChillError, UpstreamInvalid, Upst
 from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
-from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, Pour
+from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, pour
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 # How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
@@ -43,7 +43,8 @@ class Exchange:
 
     `connection` is None from the moment the connection is given back or gone, `request_sent` whether the upstream
     has all of the request, `sent` how many bytes the client was sent, `aborted` whether the engine has said that it
-    gave the answer up, which else looks whole. A subclass says what the end means (`finish`,
+    gave the answer up, which else looks whole. `fields` are added to the response's head, each with its line end.
+    A subclass says what the end means (`finish`,
     which is called once the connection is not needed any more) and hears of the response's first bytes (`began`).
     """
 
@@ -58,6 +59,7 @@ class Exchange:
         "_third_last",
         "aborted",
         "connection",
+        "fields",
         "framing",
         "request_sent",
         "sent",
@@ -72,6 +74,7 @@ class Exchange:
         self._heard = False
         self._endpoint: Endpoint | None = None
         self.connection: UpstreamConnection | None = None
+        self.fields = b""
         self.framing = framing
         self.request_sent = False
         self.sent = 0
@@ -103,6 +106,9 @@ class Exchange:
         if out:
             if not self.sent:
                 self.began()
+                if self.fields:
+                    line, _, rest = out.partition(b"\r\n")
+                    out = b"%b\r\n%b%b" % (line, self.fields, rest)
                 if not framing.complete and framing.untouched >= POURED_BYTES:
                     self._pour(framing.untouched)
             self._client.write(out)
@@ -158,7 +164,7 @@ class Exchange:
     def _pour(self, size: int) -> None:
         connection = self.connection
         if connection is not None:
-            Pour(connection, connection.transport, self._client, size, DOWN_BYTES)
+            pour(connection, connection.transport, self._client, size, DOWN_BYTES)
 
     def _complete(self) -> None:
         connection = self.connection

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.control.lease import Lease
+from vllm_chill.core.keys import Key
 from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import Naming
 from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
@@ -27,6 +28,7 @@ from vllm_chill.proxy.committed import Committed, CommittedFraming, Kind
 from vllm_chill.proxy.exchange import Downstream, Exchange, silent
 from vllm_chill.proxy.fast_grammar import KnownHeads, PlainRequest
 from vllm_chill.proxy.framing import ResponseFraming
+from vllm_chill.proxy.gate import Entrant, Gate
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.pour import POURED_BYTES
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
@@ -60,6 +62,9 @@ class FastLane:
     Bodies of up to `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed, and
     looked into for the model's name as far as `model_bytes`.
 
+    `gate` says who may, None: everybody. `pages_apart`: what a browser sends for a page of another origin is not for
+    this lane.
+
     `heads` has the heads that the connections know, so that those of one client's many connections are one.
     """
 
@@ -75,6 +80,8 @@ class FastLane:
     body_bytes: int
     model_bytes: int
     route_of: Callable[[str, str], Route] = route_of
+    gate: Gate | None = None
+    pages_apart: bool = False
     heads: KnownHeads = field(default_factory=KnownHeads)
 
     def streams(self, size: int) -> bool:
@@ -122,6 +129,7 @@ class FastExchange(Exchange):
         "_begun",
         "_choice",
         "_connection",
+        "_entrant",
         "_lease",
         "_missing",
         "_over",
@@ -137,6 +145,7 @@ class FastExchange(Exchange):
         super().__init__(connection, connection.transport, ResponseFraming(), lane.pool)
         self._connection = connection
         self._choice = lane.only
+        self._entrant: Entrant | None = None
         self._plain = request
         self._begun = begun
         self._request: bytes | bytearray = b""
@@ -147,6 +156,27 @@ class FastExchange(Exchange):
         self._over = False
         self._share = 0  # of the budget for held bodies
         self.committed: Committed | None = None
+
+    def enter(self, gate: Gate, data: bytes, now: float) -> bool:
+        """Whether the caller may, whose first bytes these are; else that is answered."""
+        plain = self._plain
+        try:
+            entrant = self._entrant = gate.who(plain.head.authorization)
+            entrant.take(now)
+        except AnswerableError as error:
+            behind = len(data) - plain.start - (plain.length or 0)
+            self._missing = max(0, -behind)
+            if behind > 0:
+                self._connection.hold_back(data[-behind:])
+            self._answer(error)
+            return False
+        if entrant.key.models is not None:
+            self._choice = None  # which model it asks for matters, even where there is but one target
+        return True
+
+    @property
+    def key(self) -> Key | None:
+        return None if self._entrant is None else self._entrant.key
 
     @property
     def peer_address(self) -> str:
@@ -250,7 +280,7 @@ class FastExchange(Exchange):
         head, start = self._plain.head, self._plain.start
         naming = head.naming or head.find_naming()
         try:
-            choice = self._connection.lane.directory.choose(naming.model(request[start:]))
+            choice = self._connection.lane.directory.choose(naming.model(request[start:]), self.key)
         except AnswerableError as error:
             self._answer(error)
             return None
@@ -265,6 +295,8 @@ class FastExchange(Exchange):
         self._over = True
         if self._share:
             self._give_back_share()
+        if self._entrant is not None:
+            self._entrant.give_back()  # it is let in once more there
         self._connection.hand_on(bytes(self._request))
 
     def _send(self, connection: UpstreamConnection, now: float) -> None:
@@ -272,7 +304,8 @@ class FastExchange(Exchange):
         assert lease is not None
         self.take(connection, lease.endpoint)
         peer, scheme = self._connection.peer
-        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme)
+        authorization = self._pool.access.authorization
+        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme, authorization)
         if len(self._request) < WRITTEN_AT_ONCE:
             connection.transport.write(written + self._request[plain.start :])
         else:
@@ -459,7 +492,7 @@ class FastUpload(FastExchange):
         directory, naming = self._connection.lane.directory, self._naming
         directory.refuse_early()
         self._search = naming.search()
-        return directory.choose(naming.in_query) if self._search is None else None
+        return directory.choose(naming.in_query, self.key) if self._search is None else None
 
     @property
     def _naming(self) -> Naming:
@@ -489,7 +522,7 @@ class FastUpload(FastExchange):
             if not search.over and not self._missing:
                 search.end()
             if search.over:
-                choice = lane.directory.choose(search.model or self._naming.in_query)
+                choice = lane.directory.choose(search.model or self._naming.in_query, self.key)
             elif here >= end:
                 raise no_model_within(lane.model_bytes)
             else:

@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
+from vllm_chill.adapters.engine_access import authorization_field
+from vllm_chill.core.keys import said_by
 from vllm_chill.core.naming import Naming, naming_of
 from vllm_chill.core.routing import Route, is_health_checker, route_of
 from vllm_chill.core.target import Endpoint
@@ -42,6 +44,8 @@ _KNOWN = _WRITTEN_ANEW | {b"content-type", b"user-agent"}
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,9}")
 _LENGTH_FIELD = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,9})\r\n")
 
+_CREDENTIALS = re.compile(rb"\r\n(?:authorization|x-api-key):[^\r\n]*", re.IGNORECASE)
+
 _METHODS = {b"GET": "GET", b"POST": "POST", b"PUT": "PUT", b"PATCH": "PATCH", b"DELETE": "DELETE"}
 
 
@@ -50,12 +54,13 @@ class PlainHead:
 
     `before` are its bytes up to the length's digits, `after` those behind them (None, and all of it is in `before`,
     if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
-    name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease; `naming` is
-    None until it is asked for.
+    name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease, and
+    `of_page` whether a browser sends it for a page; `naming` and `authorization` are found when they are asked for.
     """
 
     __slots__ = (
         "__weakref__",
+        "_authorization",
         "_fields",
         "_special",
         "_written",
@@ -63,6 +68,7 @@ class PlainHead:
         "before",
         "method",
         "naming",
+        "of_page",
         "proxied",
         "target",
     )
@@ -77,25 +83,43 @@ class PlainHead:
         self.target = target
         self._fields = fields
         self._special = special
+        self.of_page = False
         self.naming: Naming | None = None
-        self._written: tuple[Endpoint, str, str, bytes] | None = None
+        self._authorization: bytes | None = b""  # not looked for yet
+        self._written: tuple[Endpoint, str, str, bytes | None, bytes] | None = None
 
-    def for_upstream(self, length: int | None, endpoint: Endpoint, peer: str, scheme: str) -> bytes:
+    def for_upstream(
+        self, length: int | None, endpoint: Endpoint, peer: str, scheme: str, authorization: bytes | None = None
+    ) -> bytes:
         """The head for the upstream: what `headers.request_head` makes of the same request."""
         written = self._written
-        if written is None or written[0] != endpoint or written[1] != peer or written[2] != scheme:
-            host = self._special[b"host"]
-            lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b" % (
+        if (
+            written is None
+            or written[0] != endpoint
+            or written[1] != peer
+            or written[2] != scheme
+            or written[3] != authorization
+        ):
+            own = authorization is None
+            lines = b"%b %b HTTP/1.1\r\nHost: %b%b\r\n%b%b" % (
                 self.method.encode(),
                 self.target,
                 host_of(endpoint),
-                self._fields,
-                forwarded(self._special, peer, scheme, host),
+                self._fields if own else _CREDENTIALS.sub(b"", self._fields),
+                authorization_field(authorization or b""),
+                forwarded(self._special, peer, scheme, self._special[b"host"]),
             )
-            written = self._written = endpoint, peer, scheme, lines
+            written = self._written = endpoint, peer, scheme, authorization, lines
         if length is None:
-            return b"%b%b\r\n" % (written[3], length_field(self.method, None))
-        return b"%bContent-Length: %d\r\n\r\n" % (written[3], length)
+            return b"%b%b\r\n" % (written[4], length_field(self.method, None))
+        return b"%bContent-Length: %d\r\n\r\n" % (written[4], length)
+
+    @property
+    def authorization(self) -> bytes | None:
+        """Who the client says it is, as core.keys.said_by has it."""
+        if self._authorization == b"":
+            self._authorization = said_by(self.field("Authorization"), self.field("X-Api-Key"))
+        return self._authorization
 
     def find_naming(self) -> Naming:
         """How a request with this head names its model; `naming` has it from now on."""
@@ -167,6 +191,7 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
     if method == "GET" and b"text/html" in lowered:
         proxied = False  # a browser, perhaps, that is shown a page rather than held
     head = PlainHead(method, target, b"".join(kept), written_anew, proxied=proxied)
+    head.of_page = b"\r\norigin:" in lowered
     start = end + 4
     if length is None:
         head.before = data[:start]

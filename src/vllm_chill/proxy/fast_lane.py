@@ -14,7 +14,7 @@ from typing import Any, cast
 from vllm_chill.proxy.aiohttp_seam import ClientServer
 from vllm_chill.proxy.fast_exchange import FastExchange, FastLane, FastUpload
 from vllm_chill.proxy.fast_grammar import PlainHead
-from vllm_chill.proxy.pour import UP_BYTES, Pour
+from vllm_chill.proxy.pour import UP_BYTES, pour
 
 _BEHIND_BYTES = 64 * 1024
 _SWEEPS = 8  # in the time that an idle connection is kept
@@ -139,7 +139,7 @@ class FastConnection(asyncio.Protocol):
     def _look(self, data: bytes) -> None:
         head, lane = self._head, self.lane
         request = (head.again(data) if head is not None else None) or lane.heads.look(data, lane.route_of)
-        if request is None or not request.head.proxied:
+        if request is None or not request.head.proxied or (lane.pages_apart and request.head.of_page):
             self._leave_lane(data)
             return
         self._head = request.head
@@ -149,7 +149,8 @@ class FastConnection(asyncio.Protocol):
         streamed = size > lane.body_bytes or (len(data) < request.start + size and lane.streams(size))
         kind = FastUpload if streamed else FastExchange
         exchange = self._exchange = kind(self, request, begun)
-        exchange.start(data, begun)
+        if lane.gate is None or exchange.enter(lane.gate, data, begun):
+            exchange.start(data, begun)
 
     def _leave_lane(self, data: bytes) -> None:
         handler = self._server.slow_connection()
@@ -192,7 +193,7 @@ class FastConnection(asyncio.Protocol):
 
     def pour(self, sink: asyncio.Transport, size: int) -> None:
         """Have the next bytes, so many, go to the sink through one buffer."""
-        Pour(self, self.transport, sink, size, UP_BYTES)
+        pour(self, self.transport, sink, size, UP_BYTES)
 
     def watch(self, deadline: float) -> None:
         """See to it that the response has begun by then. One timer serves all requests of a connection."""
@@ -234,7 +235,8 @@ class FastConnection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         try:
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half: the client closes once it has read that we would
+                self.transport.write_eof()
         except OSError:  # the client has gone, which is not seen while it is not read
             self.transport.abort()
         else:

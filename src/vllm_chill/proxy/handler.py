@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from vllm_chill.api.openai import error_envelope
+from vllm_chill.core.keys import Key
 from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import naming_of
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
@@ -18,7 +19,7 @@ from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind, Rewrite
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
-from vllm_chill.proxy.relay import relay
+from vllm_chill.proxy.relay import fields_of, relay
 from vllm_chill.proxy.served import Choice, Directory, Served
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -26,6 +27,9 @@ from vllm_chill.telemetry.metrics import Metrics
 
 __all__ = ["ProxyHandler", "ProxyOptions"]
 
+
+KEY = web.RequestKey("vllm_chill.key", Key)
+"""Where a request has the key with which it was let in."""
 
 RewriteFor = Callable[[web.BaseRequest, RequestBody, Choice], Rewrite | None]
 """What is done to the body of the answer to a request that goes there; None for nothing."""
@@ -77,15 +81,16 @@ class ProxyHandler:
         body = RequestBody(request, self._options.replay_bytes)
         caller = _Caller(request, body)
         choice = self._only
-        if choice is None:
-            choice, expects = await self._choose(request, body, expects=expects)
+        if choice is None or (caller.key is not None and caller.key.models is not None):
+            choice, expects = await self._choose(request, body, caller.key, expects=expects)
         attempts = self._attempts(caller, choice)
         desk = choice.served.desk
         if (protocol := upgrade_of(request)) is not None:
             with await attempts.lease() as lease:
                 try:
                     await attempts.prepare(lease.endpoint)
-                    return await tunnel(request, protocol, lease.endpoint, self._options.timeouts)
+                    access = self._pool.access
+                    return await tunnel(request, protocol, lease.endpoint, self._options.timeouts, access)
                 except (UpstreamRefused, UpstreamReset) as error:
                     attempts.failed(error, lease.endpoint)
                     raise
@@ -119,7 +124,9 @@ class ProxyHandler:
             self._directory.budget.give_back(size)
         return expects
 
-    async def _choose(self, request: web.BaseRequest, body: RequestBody, *, expects: bool) -> tuple[Choice, bool]:
+    async def _choose(
+        self, request: web.BaseRequest, body: RequestBody, key: Key | None, *, expects: bool
+    ) -> tuple[Choice, bool]:
         """Where a request goes that has to say so, and whether its client has yet to be told to send its body."""
         directory = self._directory
         naming = naming_of(
@@ -129,18 +136,18 @@ class ProxyHandler:
             directory.refuse_early()
             search = naming.search()
             if search is None:
-                return directory.choose(naming.in_query), expects
+                return directory.choose(naming.in_query, key), expects
             size = body.missing
             if not size or not directory.budget.has(size):
                 if expects:
                     expects = await _say_continue(request)
                 if size:
                     body.stream()
-                return directory.choose(await self._search(body, search) or naming.in_query), expects
+                return directory.choose(await self._search(body, search) or naming.in_query, key), expects
             directory.budget.take(size)
             expects = await self._load(request, body, size, expects=expects)
         assert body.whole is not None
-        return directory.choose(naming.model(body.whole)), expects
+        return directory.choose(naming.model(body.whole), key), expects
 
     async def _search(self, body: RequestBody, search: Search) -> str | None:
         """The model that a streamed body names, of which no more is read than is needed for that."""
@@ -218,6 +225,7 @@ class _Caller:
 
     def __init__(self, request: web.BaseRequest, body: RequestBody) -> None:
         self.committed: Committed | None = None
+        self.key = api_key_of(request)
         self._request = request
         self._body = body
 
@@ -243,7 +251,8 @@ class _Caller:
     def commit(self, kind: Kind) -> Committed:
         message = message_of(self._request)
         http10 = message.version < HttpVersion11
-        self.committed = Committed(kind, http10=http10, keep_alive=not message.should_close)
+        keep_alive, fields = not message.should_close, fields_of(self._request)
+        self.committed = Committed(kind, http10=http10, keep_alive=keep_alive, fields=fields)
         self.write(self.committed.head())
         return self.committed
 
@@ -260,6 +269,11 @@ class _Caller:
         """Send bytes to the client, if it is still there."""
         if self._request.transport is not None:
             self._request.transport.write(data)
+
+
+def api_key_of(request: web.BaseRequest) -> Key | None:
+    """The key with which a request was let in; None where none is asked for."""
+    return request.get(KEY)
 
 
 def _rewrite_for(request: web.BaseRequest, body: RequestBody, choice: Choice) -> Rewrite | None:

@@ -41,6 +41,8 @@ _SPECIAL = (
     | {b"content-length", b"expect", b"http2-settings", b"trailer"}
     | {b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 )
+CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+"""What says who the client is. Anthropic's clients, whose API vLLM has too, say it in the second, or in both."""
 FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _field = b": ".join
 _NAMES_NOTHING = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
@@ -58,11 +60,21 @@ class RequestMessage(Protocol):
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]: ...
 
 
-def request_head(message: RequestMessage, endpoint: Endpoint, framing: bytes, *, peer: str, scheme: str) -> bytes:
+def request_head(
+    message: RequestMessage,
+    endpoint: Endpoint,
+    framing: bytes,
+    *,
+    peer: str,
+    scheme: str,
+    authorization: bytes | None = None,
+    besides: frozenset[bytes] = frozenset(),
+) -> bytes:
     """The request line and the fields, with the empty line.
 
     `framing` is the field, whole with its line end, that says how the body is sent; empty for none. `peer` is the
-    client's address, empty if it has none (a Unix socket); `scheme` what it spoke.
+    client's address, empty if it has none (a Unix socket); `scheme` what it spoke; `authorization` is as in
+    EngineAccess. Fields whose names, in lower case, are in `besides` do not go on.
     X-Forwarded-For gets the peer at its end. X-Forwarded-Proto and X-Forwarded-Host are set only where no proxy
     before this one has set them: the first proxy's word is the one about the client. Raises BadRequest for a
     target that has no path (CONNECT).
@@ -81,6 +93,11 @@ def request_head(message: RequestMessage, endpoint: Endpoint, framing: bytes, *,
         named = connection_options(options)
         fields = [field for field in fields if field[0].lower() not in named]
         said = {name: value for name, value in said.items() if name not in named or name == b"host"}
+    dropped = besides if authorization is None else besides | CREDENTIALS
+    if dropped:
+        fields = [field for field in fields if field[0].lower() not in dropped]
+    if authorization:
+        fields.append((b"Authorization", authorization))
     lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (message.method.encode(), target, host_of(endpoint))]
     lines += map(_field, fields)
     lines.append(forwarded(said, peer, scheme, authority or said.get(b"host", b"")))

@@ -13,6 +13,7 @@ from typing import Protocol
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.lease import Lease, Ticket
 from vllm_chill.core.call import Call, read_call
+from vllm_chill.core.keys import Key
 from vllm_chill.errors import HoldBudgetSpent, HoldRefused
 from vllm_chill.proxy.committed import Committed, Kind
 from vllm_chill.proxy.hold_terms import HoldOptions, takes_beats, terms, turn
@@ -32,6 +33,10 @@ class Caller(Protocol):
 
     committed: Committed | None
     """What its client has been told already, from the moment that a hold is heard."""
+
+    @property
+    def key(self) -> Key | None:
+        """The key with which it was let in; None where none is asked for."""
 
     @property
     def peer_address(self) -> str: ...
@@ -139,7 +144,11 @@ class HoldDesk:
         if not granted.seconds:
             raise self._refused()
         key, priority = turn(
-            options, key=caller.field(options.key_field), peer=caller.peer_address, priority=caller.field("X-Priority")
+            options,
+            key=caller.field(options.key_field),
+            peer=caller.peer_address,
+            priority=caller.field("X-Priority"),
+            let_in=caller.key,
         )
         ticket, size = Ticket(key, priority, key_of_replica), caller.held_bytes
         self.budget.take(size)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from vllm_chill.core.admission import Priority
+from vllm_chill.core.keys import Key
 from vllm_chill.errors import BadRequest
 from vllm_chill.proxy.committed import Kind
 
@@ -85,11 +86,19 @@ def _asked(prefer: str | None, wake_timeout: str | None) -> float | None:
     return float(found[1]) if found is not None else None
 
 
-def turn(options: HoldOptions, *, key: str | None, peer: str, priority: str | None) -> tuple[str, Priority]:
-    """Whose turn a request takes, and its class: `key` is what its key field says, `priority` its X-Priority."""
-    if priority is None or not _may_choose(options, key):
-        return key or peer, Priority.NORMAL
-    return key or peer, _CLASSES.get(priority.strip().lower(), Priority.NORMAL)
+def turn(
+    options: HoldOptions, *, key: str | None, peer: str, priority: str | None, let_in: Key | None = None
+) -> tuple[str, Priority]:
+    """Whose turn a request takes, and its class: `key` is what its key field says, `priority` its X-Priority, and
+    `let_in` the key with which it was let in. That key's own class counts where nothing is said, and who may not choose
+    a class may still ask for a lower one than that.
+    """
+    own = Priority.NORMAL if let_in is None else let_in.priority
+    whose = key or (peer if let_in is None else let_in.name)
+    asked = own if priority is None else _CLASSES.get(priority.strip().lower(), own)
+    if _may_choose(options, key):
+        return whose, asked
+    return whose, own if let_in is None else max(own, asked)
 
 
 def _may_choose(options: HoldOptions, key: str | None) -> bool:

@@ -23,6 +23,15 @@ DOWN_BYTES = 256 * 1024
 _KEPT_BYTES = 16 * 1024  # as much as is kept of a response, to look into
 
 
+def pour(protocol: asyncio.Protocol, source: asyncio.Transport, sink: asyncio.Transport, left: int, room: int) -> None:
+    """Have the next bytes, so many, go from the source to the sink through one buffer, if that can be done.
+
+    A transport of TLS keeps what it is written, as it is, until it can encrypt it, and it is copied there anyway.
+    """
+    if source.get_extra_info("sslcontext") is None and sink.get_extra_info("sslcontext") is None:
+        Pour(protocol, source, sink, left, room)
+
+
 class Pour(asyncio.BufferedProtocol):
     """The protocol of a connection until `left` bytes have come, at most `room` at once. Its own protocol gets them as
     ever, but as views of the buffer, of which it may keep nothing; small pieces and the last one, with what is behind

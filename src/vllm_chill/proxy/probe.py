@@ -21,7 +21,8 @@ class Prober:
 
     async def ask(self, endpoint: Endpoint, path: str, timeout_seconds: float) -> Answer:
         """GET a path; the whole of it, with the connection, may take `timeout_seconds`. It never raises."""
-        request = f"GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nUser-Agent: vllm-chill\r\nAccept: */*\r\n\r\n".encode()
+        head = f"GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nUser-Agent: vllm-chill\r\nAccept: */*\r\n".encode()
+        request = head + self._pool.access.own_field + b"\r\n"
         return await self.put(endpoint, request, timeout_seconds, timeout_seconds)
 
     async def put(

@@ -8,11 +8,11 @@ way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11
-from aiohttp.web import BaseRequest
+from aiohttp.web import BaseRequest, RequestKey
 
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import BadRequest, ChillError, ResponseCut
@@ -27,6 +27,13 @@ from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 __all__ = ["RelayTimeouts", "Relayed", "relay"]
 
+FIELDS: RequestKey[Mapping[str, str]] = RequestKey("vllm_chill.fields", Mapping)
+"""Where a request has the fields, by their names, that are added to its response. The engine is not told then of which
+origin's page it is, and adds none of its own.
+"""
+
+_ORIGIN = frozenset({b"origin"})
+_NO_FIELDS: frozenset[bytes] = frozenset()
 WRITTEN_AT_ONCE = 64 * 1024  # below, copying a body behind its head costs less than a system call for each
 
 
@@ -73,7 +80,16 @@ async def relay(
         whole = await body.load()
     peer, scheme = peer_of(request.protocol)
     message = message_of(request) if rewrite is None else unencoded(message_of(request))
-    head = request_head(message, endpoint, body.framing, peer=peer, scheme=scheme)
+    authorization = pool.access.authorization
+    head = request_head(
+        message,
+        endpoint,
+        body.framing,
+        peer=peer,
+        scheme=scheme,
+        authorization=authorization,
+        besides=_ORIGIN if FIELDS in request else _NO_FIELDS,
+    )
     connection = pool.take(endpoint) if body.replayable else None
     if connection is not None:
         try:
@@ -85,6 +101,11 @@ async def relay(
     connection = await pool.connect(endpoint, timeouts.connect_seconds)
     framing = _framing(request, committed, rewrite)
     return await _Relay(request, connection, pool, endpoint, framing, began).run(head, whole, body, timeouts)
+
+
+def fields_of(request: BaseRequest) -> bytes:
+    """The fields that are added to the response, each with its line end."""
+    return "".join(f"{name}: {value}\r\n" for name, value in request.get(FIELDS, {}).items()).encode()
 
 
 def _framing(request: BaseRequest, committed: Committed | None, rewrite: Rewrite | None) -> ResponseFraming:
@@ -121,6 +142,8 @@ class _Relay(Exchange):
         self._failure: ChillError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._began = began
+        if not isinstance(framing, CommittedFraming):
+            self.fields = fields_of(request)
         self.take(connection, endpoint)
 
     async def run(self, head: bytes, whole: bytes | None, body: RequestBody, timeouts: RelayTimeouts) -> Relayed:

@@ -16,12 +16,15 @@ from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.lease import Lease
 from vllm_chill.core.balancing import salt_of
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
+from vllm_chill.core.keys import Key
 from vllm_chill.core.models import model_not_found
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelNotFound
+from vllm_chill.errors import BadRequest, CatalogueUnknown, ModelForbidden, ModelNotFound
 from vllm_chill.proxy.affinity import Affinity, Asker
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
+
+_SHOWN_CHARACTERS = 160
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,11 +126,48 @@ class Directory:
         """The target of a request that names this model, or none. Raises as `choose` does."""
         return self.only or self.choose(model).served
 
-    def choose(self, model: str | None) -> Choice:
-        """Where a request goes that names this model, or none. To be asked where there is a catalogue.
-
-        Raises ModelNotFound; BadRequest where a model has to be named; CatalogueUnknown while the models are unknown.
+    def may_use(self, key: Key, served: Served, name: str | None = None) -> bool:
+        """Whether a key may use a target's model by this name, or by any of its own. A name of a model stands for the
+        others that it has, but none for its adapters, nor theirs for it.
         """
+        entry = served.entry
+        if entry is None:
+            return key.may_use((name,) if name is not None else [model.id for model in served.knowledge.models.models])
+        if name is not None and entry.adapter(name) is not None:
+            return key.may_use((name,))
+        return key.may_use((entry.served, *entry.aliases, entry.name))
+
+    def choose(self, model: str | None, key: Key | None = None) -> Choice:
+        """Where a request goes that names this model, or none, with this key. To be asked where there is a catalogue,
+        and with a key that is for some models only.
+
+        Raises ModelNotFound; BadRequest where a model has to be named; CatalogueUnknown while the models are unknown;
+        ModelForbidden, which comes first and says nothing of models that the key may not use.
+        """
+        if key is None or key.models is None:
+            return self._choose(model)
+        if self.only is not None:
+            if model is None or not self.may_use(key, self.only, model):
+                raise refused(key, model)
+            return self._only_choice()
+        name = model or self.default
+        if name is None and self._only_one is None:
+            raise refused(key, None)
+        found = self._only_one if name is None else self._choices.get(name)
+        if found is None:
+            self._complain_of_trouble()
+            raise refused(key, name) if name is None or not key.may_use((name,)) else model_not_found(name, key.usable)
+        if not self.may_use(key, found.served, name):
+            raise refused(key, name)
+        return found
+
+    def _only_choice(self) -> Choice:
+        if self._only_one is None:
+            assert self.only is not None
+            self._only_one = Choice(self.only)
+        return self._only_one
+
+    def _choose(self, model: str | None) -> Choice:
         name = model or self.default
         if name is None:
             if self._only_one is not None:
@@ -142,7 +182,7 @@ class Directory:
 
     def refuse_early(self) -> None:
         """Raise what every request is answered with, whatever it names: there is no model yet."""
-        if not self._served:
+        if not self._served and self.only is None:
             self._complain_of_trouble()
             raise ModelNotFound("there is no model yet; GET /v1/models lists those there are.")
 
@@ -163,3 +203,11 @@ class Directory:
     def _complain_of_trouble(self) -> None:
         if self.trouble is not None:
             raise CatalogueUnknown(f"the models are not known yet: {self.trouble}", retry_after_seconds=5)
+
+
+def refused(key: Key, model: str | None) -> ModelForbidden:
+    """The error for a key that is not for this model; None for a request that names none."""
+    if model is None:
+        return ModelForbidden(f'the key "{key.name}" is for some models only; say one in "model": {key.usable}')
+    shown = model if len(model) <= _SHOWN_CHARACTERS else model[: _SHOWN_CHARACTERS - 1] + "…"
+    return ModelForbidden(f'the key "{key.name}" may not use the model "{shown}"; it may use: {key.usable}')

@@ -15,6 +15,7 @@ from aiohttp import hdrs
 from aiohttp.http import HttpVersion11
 from aiohttp.web import BaseRequest
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import UpstreamInvalid, UpstreamRefused, UpstreamReset, UpstreamSilent
 from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, message_of, peer_of, take_over
@@ -46,16 +47,19 @@ def upgrade_of(request: BaseRequest) -> str | None:
     return asked
 
 
-async def tunnel(request: BaseRequest, protocol: str, endpoint: Endpoint, timeouts: RelayTimeouts) -> Relayed:
+async def tunnel(
+    request: BaseRequest, protocol: str, endpoint: Endpoint, timeouts: RelayTimeouts, access: EngineAccess = PLAIN
+) -> Relayed:
     """Ask the endpoint for the upgrade, and pass bytes until either side closes.
 
     Raises while nothing has reached the client: UpstreamRefused, UpstreamReset, UpstreamInvalid, UpstreamSilent.
     """
     peer, scheme = peer_of(request.protocol)
     framing = f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n".encode()
-    reader, writer = await _connect(endpoint, timeouts.connect_seconds)
+    reader, writer = await _connect(endpoint, timeouts.connect_seconds, access)
     try:
-        writer.write(request_head(message_of(request), endpoint, framing, peer=peer, scheme=scheme))
+        message, authorization = message_of(request), access.authorization
+        writer.write(request_head(message, endpoint, framing, peer=peer, scheme=scheme, authorization=authorization))
         with _named(endpoint):
             async with asyncio.timeout(timeouts.response_seconds):
                 status, head = await _read_head(reader)
@@ -66,10 +70,12 @@ async def tunnel(request: BaseRequest, protocol: str, endpoint: Endpoint, timeou
         writer.transport.abort()
 
 
-async def _connect(endpoint: Endpoint, seconds: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(
+    endpoint: Endpoint, seconds: float, access: EngineAccess
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
         async with asyncio.timeout(seconds):
-            return await asyncio.open_connection(endpoint.host, endpoint.port, limit=_HEAD_BYTES)
+            return await asyncio.open_connection(endpoint.host, endpoint.port, limit=_HEAD_BYTES, **access.tls_options)
     except (OSError, UnicodeError) as error:
         raise UpstreamRefused(why_refused(endpoint, error, seconds)) from error
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 
@@ -188,6 +189,8 @@ class UpstreamPool:
 
     A response from a replica that has gone is given up once nothing of it has come for `orphan_seconds` (None: never):
     an engine that is ended may leave its streams open and silent.
+
+    `access` is how engines are spoken to: over TLS or not, and with which key, which is for who sends a request.
     """
 
     def __init__(
@@ -196,7 +199,9 @@ class UpstreamPool:
         idle_limit: int = IDLE_LIMIT,
         idle_seconds: float = IDLE_SECONDS,
         orphan_seconds: float | None = None,
+        access: EngineAccess = PLAIN,
     ) -> None:
+        self.access = access
         self._orphan_seconds = orphan_seconds
         self._orphans: dict[UpstreamConnection, tuple[int, float]] = {}
         self._orphan_watch: asyncio.TimerHandle | None = None
@@ -228,7 +233,7 @@ class UpstreamPool:
         try:
             async with asyncio.timeout(timeout_seconds):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(home, loop), endpoint.host, endpoint.port
+                    lambda: UpstreamConnection(home, loop), endpoint.host, endpoint.port, **self.access.tls_options
                 )
         except (OSError, UnicodeError) as error:
             raise UpstreamRefused(why_refused(endpoint, error, timeout_seconds)) from error

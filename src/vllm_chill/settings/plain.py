@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from vllm_chill.settings.serve import Settings
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+")
+
 
 def handed(settings: Settings, command: tuple[str, ...]) -> bytes:
     """What `serve` is asked to do as bytes, for `taken`."""
@@ -42,3 +44,11 @@ def parse_controllers(value: str) -> frozenset[str]:
     if not names or not names <= {"policies", "variants"}:
         raise ValueError("not names of controllers")
     return names
+
+
+def parse_origins(value: str) -> frozenset[str]:
+    """The origins in a setting. Raises ValueError for what is none."""
+    origins = frozenset(origin.strip() for origin in value.split(",") if origin.strip())
+    if not origins or not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("not origins")
+    return origins

@@ -32,7 +32,7 @@ from vllm_chill.settings.parts import (
     matches,
     setting,
 )
-from vllm_chill.settings.plain import parse_controllers, service_link
+from vllm_chill.settings.plain import parse_controllers, parse_origins, service_link
 from vllm_chill.telemetry.logs import LogFormat, LogLevel
 
 
@@ -51,10 +51,18 @@ def _controllers(value: str) -> str:
     return value
 
 
+def _origins(value: str) -> str:
+    parse_origins(value)
+    return value
+
+
+Origins = Annotated[str, AfterValidator(_origins)]
 Controllers = Annotated[str, AfterValidator(_controllers)]
 WakePaths = Annotated[str, AfterValidator(_wake_paths)]
 GpuBudget = Annotated[str, AfterValidator(_gpu_budget)]
 
+_FILE = "the path of a file"
+_READERS = "all, keys or admin"
 _HEADER = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}"
 
 
@@ -316,6 +324,69 @@ class Settings(Declared):
     port: Annotated[int, Field(ge=0, le=65535)] = setting(
         8080, "PORT", "Listening", "a port from 1 to 65535, or 0 for any that is free",
         "Port to listen on.",
+    )  # fmt: skip
+    api_keys_file: str | None = setting(
+        None, "API_KEYS_FILE", "Access", _FILE,
+        "The API keys of those who may use the models, each as a hash; `vllm-chill keys new NAME` makes one. The file "
+        "is read again when it changes. Not set: nobody is asked for a key, as in a network that others do not reach.",
+    )  # fmt: skip
+    admin_auth: Literal["none", "keys", "kubernetes"] = setting(
+        "none", "ADMIN_AUTH", "Access", "none, keys or kubernetes",
+        "Who may wake, stop, switch and scale by the paths under /proxy/. none: everybody who reaches the port, as "
+        "within one machine or cluster; the Ingress in deploy/ does not let these paths through. keys: who has an "
+        "admin key. kubernetes: whose token the cluster lets do it, with --backend kubernetes.",
+    )  # fmt: skip
+    metrics_readers: Literal["all", "keys", "admin"] = setting(
+        "all", "METRICS_READERS", "Access", _READERS,
+        "Who may read /proxy/metrics and the engine's /metrics: everybody, who has a key, or whom --admin-auth lets. "
+        "They name targets and no callers, so scrapers need no key unless that is said here.",
+    )  # fmt: skip
+    status_readers: Literal["all", "keys", "admin"] = setting(
+        "all", "STATUS_READERS", "Access", _READERS,
+        "Who may read /proxy/status and all else under /proxy/ that changes nothing. Everybody, as the page that is "
+        "shown to browsers while a model wakes reads it too.",
+    )  # fmt: skip
+    admin_host: Host | None = setting(
+        None, "ADMIN_HOST", "Access", HOST,
+        "Address of --admin-port. Not set: that of --host.",
+    )  # fmt: skip
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = setting(
+        None, "ADMIN_PORT", "Access", "a port from 1 to 65535, or 0 for any that is free",
+        "Have everything under /proxy/ at a port of its own, and 404 at the other. Not set: it is at --port, where "
+        "scripts of other proxies like this one look for it.",
+    )  # fmt: skip
+    cors_origins: Origins | None = setting(
+        None, "CORS_ORIGINS", "Access",
+        "origins with commas between them, such as https://ui.example.com, or * for any",
+        "Pages of these origins may use the models from a browser; it replaces what the engine says of that. Not set: "
+        "what the engine says holds, which while it sleeps is not known, so that browsers may ask.",
+    )  # fmt: skip
+    tls_cert: str | None = setting(
+        None, "TLS_CERT", "TLS", _FILE,
+        "The certificate that clients are shown, in PEM with its chain; with --tls-key. Both are read again when they "
+        "change, and TLS is 1.2 or newer. Not set: plain HTTP, for what ends TLS in front of the proxy.",
+    )  # fmt: skip
+    tls_key: str | None = setting(
+        None, "TLS_KEY", "TLS", _FILE,
+        "The key of that certificate, in PEM and without a password.",
+    )  # fmt: skip
+    upstream_api_key_file: str | None = setting(
+        None, "UPSTREAM_API_KEY_FILE", "TLS", _FILE,
+        "The key of the engines (vLLM's --api-key), which replaces what clients say; read again when it changes. Not "
+        "set: what clients say goes on, or nothing where --api-keys-file is given, whose keys are the proxy's own.",
+    )  # fmt: skip
+    upstream_tls: Literal["off", "on"] = setting(
+        "off", "UPSTREAM_TLS", "TLS", "on or off",
+        "Speak HTTPS to the engines, whose certificates are verified. Off, as engines speak HTTP unless they are told.",
+    )  # fmt: skip
+    upstream_ca_file: str | None = setting(
+        None, "UPSTREAM_CA_FILE", "TLS", _FILE,
+        "The authorities that may have signed the engines' certificates, in PEM. Not set: those of this machine.",
+    )  # fmt: skip
+    upstream_server_name: Host | None = setting(
+        None, "UPSTREAM_SERVER_NAME", "TLS", "a host name",
+        "The name that the engines' certificates are for, such as their Service's. Not set: the address that requests "
+        "go to, which of a pod is no name.",
     )  # fmt: skip
     replay_limit: Size = setting(
         1 << 20, "REPLAY_LIMIT", "Listening", "a size in bytes, such as 1Mi or 262144",

@@ -108,7 +108,7 @@ class ControllerServer:
         if token is None:
             return _unauthorized(f"a token is needed: {_SAY_WHO}")
         try:
-            access = await self._authorizer.may_get(token, METRICS_PATH)
+            access = await self._authorizer.may(token, "get", METRICS_PATH)
         except BackendError as error:
             return self._unanswered(error)
         self._trouble = ""

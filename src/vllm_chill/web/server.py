@@ -6,6 +6,7 @@ The rule: every request ends in one place, where it is counted; every error beco
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
-from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes
-from vllm_chill.errors import AnswerableError, BadRequest, InternalError
+from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes, is_own
+from vllm_chill.errors import AnswerableError, BadRequest, InternalError, NotFound
 from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
 from vllm_chill.proxy.answer import answer
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.fast_lane import FastServer
-from vllm_chill.proxy.relay import Relayed
+from vllm_chill.proxy.relay import FIELDS, Relayed
 from vllm_chill.telemetry.metrics import Metrics
+from vllm_chill.web.cors import Cors
+from vllm_chill.web.doorkeeper import Doorkeeper
 
 _CLIENT_LEFT = 499
 _HEAD_BYTES = 64 * 1024
@@ -43,9 +46,17 @@ class ProxyServer:
         metrics: Metrics,
         lane: Callable[[Counter], FastLane] | None = None,
         routes: Routes = DEFAULT_ROUTES,
+        *,
+        doorkeeper: Doorkeeper | None = None,
+        cors: Cors | None = None,
     ) -> None:
-        """`lane` makes the fast lane of the proxied requests; None for none."""
+        """`lane` makes the fast lane of the proxied requests; None for none. `doorkeeper` lets requests in, None lets
+        all of them. `cors` says which pages of other origins may ask; None leaves that to the engine.
+        """
         self._routes = routes
+        self._doorkeeper = doorkeeper
+        self._cors = cors
+        self._admin: web.ServerRunner | None = None
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
@@ -58,7 +69,7 @@ class ProxyServer:
         self._sites: list[web.TCPSite] = []
         self._runner = web.ServerRunner(self._server(lane), shutdown_timeout=1.0)
 
-    def _server(self, lane: Callable[[Counter], FastLane] | None) -> web.Server:
+    def _server(self, lane: Callable[[Counter], FastLane] | None, handle: Handler | None = None) -> web.Server:
         options: dict[str, Any] = {
             "handler_cancellation": True,
             "auto_decompress": False,
@@ -68,16 +79,33 @@ class ProxyServer:
             "keepalive_timeout": _KEEPALIVE_SECONDS,
         }
         if lane is None:
-            return ClientServer(self._handle, **options)
-        return FastServer(self._handle, lane=replace(lane(self), route_of=self._routes.route_of), **options)
+            return ClientServer(handle or self._handle, **options)
+        ours = replace(
+            lane(self),
+            route_of=self._routes.route_of,
+            gate=None if self._doorkeeper is None else self._doorkeeper.gate,
+            pages_apart=self._cors is not None,
+        )
+        return FastServer(self._handle, lane=ours, **options)
 
-    async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Begin to accept connections; the addresses that are listened on. Raises OSError."""
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> list[tuple[str, int]]:
+        """Begin to accept connections, over TLS if there is a context; the addresses that are listened on. Raises
+        OSError.
+        """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=4096)
+        site = web.TCPSite(self._runner, host, port, backlog=4096, ssl_context=tls)
         await site.start()
         self._sites.append(site)
         return [address[:2] for address in self._runner.addresses]
+
+    async def listen_apart(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> list[tuple[str, int]]:
+        """Have /proxy/ there and nowhere else, until `close`, as what drains is looked at too; else as `listen`, before
+        which it is called.
+        """
+        self._admin = web.ServerRunner(self._server(None, self._handle_apart), shutdown_timeout=1.0)
+        await self._admin.setup()
+        await web.TCPSite(self._admin, host, port, ssl_context=tls).start()
+        return [address[:2] for address in self._admin.addresses]
 
     async def drain(self, delay_seconds: float, timeout_seconds: float) -> bool:
         """End in order: say so on /readyz, accept for a while yet, then let what is there finish.
@@ -99,9 +127,14 @@ class ProxyServer:
 
     async def close(self) -> None:
         """Close every connection that is left."""
+        if self._admin is not None:
+            await self._admin.cleanup()
         await self._runner.cleanup()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle_apart(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handle(request, apart=True)
+
+    async def _handle(self, request: web.BaseRequest, *, apart: bool = False) -> web.StreamResponse:
         begun = self._clock()
         self._active += 1
         route, status = Route.PROXIED, _CLIENT_LEFT
@@ -109,7 +142,9 @@ class ProxyServer:
             try:
                 agent = request.headers.get(hdrs.USER_AGENT, "")
                 route = self._routes.route_for(request.method, _path(request), agent)
-                response = await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
+                if self._admin is not None:
+                    _keep_apart(route, request, apart=apart)
+                response = await self._answer(route, request)
             except AnswerableError as error:
                 response = answer(error)
             except (ConnectionError, asyncio.CancelledError):
@@ -124,6 +159,16 @@ class ProxyServer:
             self._active -= 1
             if self.draining and not self._active:
                 self._quiet.set()
+
+    async def _answer(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        cors = self._cors if not is_own(route) and hdrs.ORIGIN in request.headers else None
+        if cors is not None:
+            if route is Route.PREFLIGHT:
+                return cors.preflight(request)
+            request[FIELDS] = cors.fields(request)
+        if self._doorkeeper is not None:
+            await self._doorkeeper.admit(route, request)
+        return await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
 
     def begun(self) -> None:
         """Take that a proxied request is being handled."""
@@ -154,8 +199,17 @@ class ProxyServer:
             response.keep_alive = response.keep_alive and not self.draining
             return
         response.headers["Server"] = "vllm-chill"
+        response.headers.update(request.get(FIELDS, {}))
         if self.draining or end_with_response(request):
             response.force_close()
+
+
+def _keep_apart(route: Route, request: web.BaseRequest, *, apart: bool) -> None:
+    """Raise NotFound for what is not at this port."""
+    if is_own(route) and not apart:
+        raise NotFound(f"there is nothing at {request.path}: this proxy has /proxy/ at its --admin-port.")
+    if apart and not is_own(route):
+        raise NotFound(f"there is nothing at {request.path}: this is the admin port, which has /proxy/ alone.")
 
 
 def _path(request: web.BaseRequest) -> str:

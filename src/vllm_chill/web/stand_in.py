@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
 from vllm_chill.api.models import entry_cards, listing, model_card, model_list
-from vllm_chill.core.models import model_not_found
+from vllm_chill.core.keys import Key
+from vllm_chill.core.models import Models, model_not_found
 from vllm_chill.core.routing import TABLE, Route
 from vllm_chill.errors import NotFound
-from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.proxy.handler import api_key_of
+from vllm_chill.proxy.served import Directory, Served, refused
 from vllm_chill.web.targets import state_of, unnamed
 
 PassBy = Callable[[web.BaseRequest, Served], Awaitable[web.StreamResponse | None]]
@@ -28,6 +31,9 @@ class Page(Protocol):
 
     def __call__(self, request: web.BaseRequest, *, wakes: bool) -> web.Response | None: ...
 
+
+KEPT_HERE = web.RequestKey("vllm_chill.kept_here", bool)
+"""Where a request says that the proxy is to answer it by itself, as its caller is nobody to the engine."""
 
 _PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -56,19 +62,22 @@ class StandIn:
 
     async def handle(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to a route that is the target's while it is awake."""
+        key = api_key_of(request)
         if self._directory.only is None and route in (Route.MODELS, Route.MODEL):
-            return web.json_response(self._listing() if route is Route.MODELS else self._card(_named(request)))
+            return web.json_response(self._listing(key) if route is Route.MODELS else self._card(_named(request), key))
         served = self._meant(route, request)
-        passed = None if served is None else await self._pass_by(request, served)
+        limited = key is not None and key.models is not None and route in (Route.MODELS, Route.MODEL)
+        here = limited or request.get(KEPT_HERE, False)
+        passed = None if here or served is None else await self._pass_by(request, served)
         if passed is not None:
             return passed
         match route:
             case Route.MODELS:
                 assert served is not None
-                return web.json_response(model_list(served.knowledge.models, state_of(served), time.time()))
+                return web.json_response(model_list(_usable(served, key), state_of(served), time.time()))
             case Route.MODEL:
                 assert served is not None
-                return _known_model(served, _named(request))
+                return _known_model(served, _named(request), key)
             case Route.PREFLIGHT:
                 return _preflight(request)
             case Route.METRICS:
@@ -96,24 +105,31 @@ class StandIn:
             raise self._directory.not_found(name)
         return served
 
-    def _listing(self) -> dict[str, object]:
+    def _listing(self, key: Key | None) -> dict[str, object]:
         self._directory.require_read()
-        return listing(card for served in self._directory for card in self._cards(served))
+        cards = (card for served in self._directory for card in self._cards(served, key))
+        return listing(cards)
 
-    def _card(self, name: str) -> dict[str, object]:
-        served = self._directory.find(name)
-        if served is None:
-            self._listing()
-            raise self._directory.not_found(name)
-        return next(iter(self._cards(served, name)))
+    def _card(self, name: str, key: Key | None) -> dict[str, object]:
+        if key is not None and key.models is not None:
+            served = self._directory.choose(name, key).served
+        else:
+            found = self._directory.find(name)
+            if found is None:
+                self._listing(key)
+                raise self._directory.not_found(name)
+            served = found
+        return next(iter(self._cards(served, None, name)))
 
-    def _cards(self, served: Served, name: str | None = None) -> Iterator[dict[str, object]]:
-        """A target's model by this name, or by each of those that requests may call it."""
+    def _cards(self, served: Served, key: Key | None, name: str | None = None) -> Iterator[dict[str, object]]:
+        """A target's model by this name, or by each of those that requests with this key may call it."""
         entry = served.entry
         assert entry is not None
         if name is None:
             leading = self._directory.catalogue.names_of(entry)
             names = tuple(one for one in leading if one in entry.names) or leading
+            if key is not None:
+                names = tuple(one for one in names if self._directory.may_use(key, served, one))
         else:
             names = (name,)
         return entry_cards(entry, names, served.knowledge.models, state_of(served), time.time())
@@ -145,8 +161,18 @@ def _named(request: web.BaseRequest) -> str:
     return unquote(request.raw_path.partition("?")[0].partition(_MODELS)[2])
 
 
-def _known_model(served: Served, name: str) -> web.Response:
+def _usable(served: Served, key: Key | None) -> Models:
+    """The models of a target that are known, of those that the key may use."""
     known = served.knowledge.models
+    if key is None or key.models is None:
+        return known
+    return replace(known, models=tuple(model for model in known.models if key.may_use((model.id,))))
+
+
+def _known_model(served: Served, name: str, key: Key | None) -> web.Response:
+    if key is not None and not key.may_use((name,)):
+        raise refused(key, name)
+    known = _usable(served, key)
     model = known.find(name)
     if model is None:
         raise model_not_found(name, known.names)

@@ -1,4 +1,4 @@
-"""Who may read what is ours, by the API server: a TokenReview says who asks, a SubjectAccessReview what they may.
+"""Who may do what with ours, by the API server: a TokenReview says who asks, a SubjectAccessReview what they may.
 
 The rule: a token is sent to the API server and nowhere else. It is not kept (its hash is, for as long as an answer
 counts), and no message has it.
@@ -47,24 +47,24 @@ class KubernetesReviews:
         self._refused = _Answers(refused_seconds, now)
         self._asking = asyncio.Semaphore(_AT_A_TIME)
 
-    async def may_get(self, token: str, path: str) -> Access:
+    async def may(self, token: str, verb: str, path: str) -> Access:
         if len(token) > _MOST_TOKEN_CHARACTERS:
             return Unauthenticated()
-        key = hashlib.sha256(f"{path}\0{token}".encode()).digest()
+        key = hashlib.sha256(f"{verb}\0{path}\0{token}".encode()).digest()
         if (kept := self._kept(key)) is not None:
             return kept
         async with self._asking:
             # Somebody with the same token may have asked meanwhile.
             if (kept := self._kept(key)) is not None:
                 return kept
-            access = await self._ask(token, path)
+            access = await self._ask(token, verb, path)
         (self._granted if isinstance(access, Granted) else self._refused).keep(key, access)
         return access
 
     def _kept(self, key: bytes) -> Access | None:
         return self._granted.get(key) or self._refused.get(key)
 
-    async def _ask(self, token: str, path: str) -> Access:
+    async def _ask(self, token: str, verb: str, path: str) -> Access:
         token_review = _review("authentication.k8s.io/v1", "TokenReview", {"token": token})
         status = await self._review(_TOKENS, token_review, "tokenreviews of authentication.k8s.io", token)
         user: dict[str, Any] = status.get("user") or {}
@@ -75,7 +75,7 @@ class KubernetesReviews:
             "uid": user.get("uid") or "",
             "groups": user.get("groups") or [],
             "extra": user.get("extra") or {},
-            "nonResourceAttributes": {"path": path, "verb": "get"},
+            "nonResourceAttributes": {"path": path, "verb": verb},
         }
         right_review = _review("authorization.k8s.io/v1", "SubjectAccessReview", about)
         status = await self._review(_RIGHTS, right_review, "subjectaccessreviews of authorization.k8s.io", token)
@@ -95,7 +95,7 @@ class KubernetesReviews:
                 # Without the cause: its message is the server's own.
                 raise BackendUnavailable(cause) from None
             if error.status == 403:
-                cause += '; grant "create" on it to the controller\'s ServiceAccount'
+                cause += '; grant "create" on it to its ServiceAccount'
             raise BackendRefused(cause) from None
 
 

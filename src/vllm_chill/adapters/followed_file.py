@@ -1,0 +1,51 @@
+"""A small file that may be replaced while it is used: written over, moved into place, or a link in a mounted Secret.
+
+The rule: it is looked at, and not listened to. A look costs a system call, and sees what no notification tells of: the
+swapped folder behind a Secret's links, and a disk of another machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_chill.errors import SettingError
+
+_MOST_BYTES = 4 << 20
+
+_State = tuple[int, int, int] | None
+"""What a file that was written anew differs in, or None for one that is not there."""
+
+
+class FollowedFile:
+    """A file, called by the setting that names it. Invariant: `_seen` is how it was when it was last read."""
+
+    def __init__(self, path: Path, flag: str) -> None:
+        self._path = path.expanduser()
+        self.name = f"{flag} {path}"
+        self._seen: _State = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is another one than the one that was read last."""
+        return self._state() != self._seen
+
+    def read(self) -> str:
+        """What is in it. Raises SettingError, a sentence that says nothing of it."""
+        self._seen = self._state()
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise SettingError(f"{self.name}: the file is larger than {_MOST_BYTES >> 20} MiB")
+            return content.decode()
+        except OSError as error:
+            raise SettingError(f"{self.name}: the file cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingError(f"{self.name}: the file is no text in UTF-8") from None
+
+    def _state(self) -> _State:
+        try:
+            state = self._path.stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_ino, state.st_size
