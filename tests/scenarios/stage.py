@@ -27,6 +27,7 @@ from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.committed import Rewrite
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import Budget, HoldDesk
@@ -39,7 +40,7 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
-from vllm_chill.web.server import ProxyServer
+from vllm_chill.web.server import DEFAULT_LIMITS, ProxyServer
 
 REF = TargetRef("test", "vllm")
 
@@ -131,6 +132,7 @@ async def stage(
     ref: TargetRef = REF,
     rewrite_for: Callable[[web.BaseRequest, RequestBody], Rewrite | None] | None = None,
     affinity: Affinity | None = None,
+    limits: ClientLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs.
@@ -179,9 +181,8 @@ async def stage(
             routes,
         )
         has_lane = FAST_LANE.get() if fast is None else fast
-        server = ProxyServer(
-            admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane if has_lane else None, routes
-        )
+        lane = handler.fast_lane if has_lane else None
+        server = ProxyServer(admin.page.before(handler.proxy), admin.handle, metrics, lane, routes, limits)
         stack.push_async_callback(server.close)
         running = asyncio.create_task(controller.run())
         stack.push_async_callback(_cancelled, running)

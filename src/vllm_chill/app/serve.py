@@ -10,6 +10,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from vllm_chill.control.fleet import Fleet
 from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import GpuStats, Recorder
+from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
@@ -144,7 +146,8 @@ async def serve(
             override_ttl_seconds=settings.override_ttl.total_seconds(),
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
-        server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes)
+        limits = client_limits(plan)
+        server = ProxyServer(admin.page.before(proxy.proxy), admin.handle, metrics, lane, plan.routes, limits)
         stack.push_async_callback(server.close)
         if plan.reads_models_first:
             working = await stack.enter_async_context(running(work()))
@@ -201,6 +204,15 @@ def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[
     _raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(plan.settings)) as runner:
         runner.run(serve(plan, recorders=recorders, listening=listening))
+
+
+def client_limits(plan: Plan) -> ClientLimits:
+    """The limits of clients; as many connections as leave a file for each request's other one, where none is said."""
+    limits = plan.client_limits
+    if limits.connections is not None:
+        return limits
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limits if soft == resource.RLIM_INFINITY else replace(limits, connections=max(1, soft // 2))
 
 
 def _raise_file_limit() -> None:

@@ -14,13 +14,18 @@ import structlog
 from aiohttp import hdrs, web
 
 from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes
-from vllm_chill.errors import AnswerableError, BadRequest, InternalError
-from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
+from vllm_chill.errors import AnswerableError, BadRequest, InternalError, RequestTooLarge
+from vllm_chill.proxy.aiohttp_seam import ClientServer, connection_of, end_with_response
 from vllm_chill.proxy.answer import answer
+from vllm_chill.proxy.client_limits import ClientLimits
+from vllm_chill.proxy.door import Refusal
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.relay import Relayed
+from vllm_chill.proxy.request_framing import too_large
 from vllm_chill.telemetry.metrics import Metrics
+
+DEFAULT_LIMITS = ClientLimits()
 
 _CLIENT_LEFT = 499
 _HEAD_BYTES = 64 * 1024
@@ -43,9 +48,11 @@ class ProxyServer:
         metrics: Metrics,
         lane: Callable[[Counter], FastLane] | None = None,
         routes: Routes = DEFAULT_ROUTES,
+        limits: ClientLimits = DEFAULT_LIMITS,
     ) -> None:
         """`lane` makes the fast lane of the proxied requests; None for none."""
         self._routes = routes
+        self._limits = limits
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
@@ -66,10 +73,15 @@ class ProxyServer:
             "max_line_size": _HEAD_BYTES,
             "max_field_size": _HEAD_BYTES,
             "keepalive_timeout": _KEEPALIVE_SECONDS,
+            "limits": self._limits,
+            "refused": lambda error: self._metrics.refused.labels(error.code).inc(),
         }
         if lane is None:
             return ClientServer(self._handle, **options)
-        return FastServer(self._handle, lane=replace(lane(self), route_of=self._routes.route_of), **options)
+        fast, largest = lane(self), self._limits.body_bytes
+        kept = fast.body_bytes if largest is None else min(fast.body_bytes, largest)
+        fast = replace(fast, route_of=self._routes.route_of, body_bytes=kept, largest_body=largest)
+        return FastServer(self._handle, lane=fast, **options)
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begin to accept connections; the addresses that are listened on. Raises OSError."""
@@ -109,9 +121,12 @@ class ProxyServer:
             try:
                 agent = request.headers.get(hdrs.USER_AGENT, "")
                 route = self._routes.route_for(request.method, _path(request), agent)
+                self._check_size(request)
                 response = await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
             except AnswerableError as error:
-                response = answer(error)
+                response = _answered(request, error)
+            except Refusal as refusal:
+                response = _answered(request, refusal.error)
             except (ConnectionError, asyncio.CancelledError):
                 raise
             except Exception:
@@ -124,6 +139,11 @@ class ProxyServer:
             self._active -= 1
             if self.draining and not self._active:
                 self._quiet.set()
+
+    def _check_size(self, request: web.BaseRequest) -> None:
+        largest = self._limits.body_bytes
+        if largest is not None and (request.content_length or 0) > largest:
+            raise too_large(largest)
 
     def begun(self) -> None:
         """Take that a proxied request is being handled."""
@@ -156,6 +176,16 @@ class ProxyServer:
         response.headers["Server"] = "vllm-chill"
         if self.draining or end_with_response(request):
             response.force_close()
+
+
+def _answered(request: web.BaseRequest, error: AnswerableError) -> web.StreamResponse:
+    connection = connection_of(request)
+    if connection.has_refused_body:
+        return connection.farewell(error)
+    response = answer(error)
+    if isinstance(error, RequestTooLarge):
+        response.force_close()
+    return response
 
 
 def _path(request: web.BaseRequest) -> str:
