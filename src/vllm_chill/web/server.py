@@ -6,6 +6,7 @@ The rule: every request ends in one place, where it is counted; every error beco
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.relay import Relayed
 from vllm_chill.proxy.request_framing import too_large
+from vllm_chill.proxy.upstream import KEEPALIVE
 from vllm_chill.telemetry.metrics import Metrics
 
 DEFAULT_LIMITS = ClientLimits()
@@ -89,6 +91,7 @@ class ProxyServer:
         site = web.TCPSite(self._runner, host, port, backlog=4096)
         await site.start()
         self._sites.append(site)
+        _watch_for_the_vanished(site)
         return [address[:2] for address in self._runner.addresses]
 
     async def drain(self, delay_seconds: float, timeout_seconds: float) -> bool:
@@ -176,6 +179,15 @@ class ProxyServer:
         response.headers["Server"] = "vllm-chill"
         if self.draining or end_with_response(request):
             response.force_close()
+
+
+def _watch_for_the_vanished(site: web.TCPSite) -> None:
+    """Have the kernel notice clients that are gone without a word, as with upstreams: who is accepted inherits it."""
+    for listening in getattr(site._server, "sockets", ()):
+        # A copy: what uvloop gives out as a socket takes no options.
+        with socket.fromfd(listening.fileno(), listening.family, listening.type) as copy:
+            for option in KEEPALIVE:
+                copy.setsockopt(*option)
 
 
 def _answered(request: web.BaseRequest, error: AnswerableError) -> web.StreamResponse:
