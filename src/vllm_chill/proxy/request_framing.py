@@ -18,7 +18,7 @@ _OVERHEAD_BYTES = 16 * 1024
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = rb"[\t -~\x80-\xff]"
-# Possessive, so that time is linear whatever comes. One empty line before it is passed over (RFC 9112 §2.2). Bytes
+# Possessive, so that time is linear whatever comes. One empty line before it is left out (RFC 9112 §2.2). Bytes
 # above 0x7f in a target are no URL, but curl sends what it is given, and they end nothing.
 _HEAD = re.compile(
     rb"(?:\r\n)?+(%b) ([!-~\x80-\xff]++) HTTP/1\.([01])((?:\r\n%b:%b*+)*+)\r\n\r\n" % (_TOKEN, _TOKEN, _VALUE)
@@ -30,9 +30,8 @@ _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*+", re.IGNORECASE)
 _NEVER_IN_A_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]|\n[ \t]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
-HOST = rb"(?:\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z\-._~%!$&'()*+,;=]*+)(?::[0-9]*+)?"
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z\-._~%!$&'()*+,;=]*+)(?::[0-9]*+)?")
 """What may be in Host (RFC 3986 §3.2.2): who reads another name in it than the next one does routes elsewhere."""
-_HOST = re.compile(HOST)
 
 
 class _Illegal(ChillError):
@@ -194,7 +193,7 @@ class RequestFraming:
         match = _HEAD.fullmatch(data, pos, end)
         if match is None:
             raise _Illegal(_where(_legal_part(data[pos:end])))
-        head = self._read_fields(match, data[pos:end])
+        head = self._read_fields(match, data[match.start(1) : end])
         self.requests += 1
         self.may_switch = False
         return end, head
@@ -231,7 +230,7 @@ class RequestFraming:
         if host is None:
             if minor == b"1":
                 raise _Illegal("it has no Host field")
-        elif not _HOST.fullmatch(host):
+        elif not HOST.fullmatch(host):
             raise _Illegal("its Host field is no host with a port")
 
     def _frame(self, length: bytes | None, coding: bytes | None, minor: bytes) -> None:
