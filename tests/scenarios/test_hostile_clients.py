@@ -12,8 +12,9 @@ import pytest
 from aiohttp import web
 
 from tests.proxy.wire import Peer
-from tests.scenarios.stage import Stage, envelope, stage
-from vllm_chill.core.target import Asleep
+from tests.scenarios.stage import Stage, envelope, models_stage, stage
+from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.target import Asleep, TargetRef
 from vllm_chill.proxy.client_limits import ClientLimits
 
 LANES = pytest.mark.parametrize("fast", [True, False], ids=["fast lane", "base"])
@@ -238,6 +239,20 @@ async def test_what_is_no_request_is_answered_400_behind_what_came_before_it(fas
         assert envelope(body.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
         assert len(s.hits) == 1
         assert s.metric("vllm_chill_requests_refused_total", code="bad_request") == 1
+
+
+@LANES
+async def test_thousands_that_are_refused_at_once_are_answered_one_after_the_other(fast: bool) -> None:
+    entries = [ModelEntry(name, TargetRef("test", name), f"org/{name}", "m") for name in "ab"]
+    head = b"POST /v1/audio/x HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+    async with models_stage(*entries, fast=fast) as s, asyncio.timeout(20):
+        client = Peer(*await asyncio.open_connection(*s.address, limit=1 << 22))
+        sending = asyncio.create_task(client.send((head + b'{"model":"n"}') * 2000))
+        for _ in range(2000):
+            answer, _ = await client.response()
+            assert answer.startswith(b"HTTP/1.1 404 ")
+        await sending
+        client.reset()
 
 
 @LANES

@@ -28,6 +28,7 @@ _SPECIAL = re.compile(
 )
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*+", re.IGNORECASE)
 _NEVER_IN_A_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]|\n[ \t]")
+_USUAL_OPTIONS = {option: frozenset({option}) for option in (b"", b"keep-alive", b"close")}
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z\-._~%!$&'()*+,;=]*+)(?::[0-9]*+)?")
@@ -206,10 +207,10 @@ class RequestFraming:
         if method == b"CONNECT":
             raise BadRequest("CONNECT cannot be forwarded: send a request for a path, such as /v1/models")
         said: dict[bytes, bytes] = {}
-        for field in _SPECIAL.finditer(fields):
-            name, value = field[1].lower(), field[2].strip(b" \t")
+        for spelled, value in _SPECIAL.findall(fields):
+            name = spelled.lower()
             if name not in said:
-                said[name] = value
+                said[name] = value.strip(b" \t")
             elif name == b"connection":
                 said[name] += b"," + value
             elif name != b"upgrade":
@@ -217,7 +218,8 @@ class RequestFraming:
         self._check_host(said.get(b"host"), minor)
         self._frame(said.get(b"content-length"), said.get(b"transfer-encoding"), minor)
         self.expects = self.in_body and minor == b"1" and said.get(b"expect", b"").lower() == b"100-continue"
-        options = connection_options(said.get(b"connection", b""))
+        connection = said.get(b"connection", b"")
+        options = _USUAL_OPTIONS.get(connection) or connection_options(connection)
         self.closes = b"close" in options or (minor == b"0" and b"keep-alive" not in options)
         if b"upgrade" not in said:
             return head
