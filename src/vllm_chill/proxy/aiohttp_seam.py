@@ -176,7 +176,8 @@ class ClientConnection(RequestHandler):
         return self._close and self._door.refused
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        if not isinstance(kw.get("exc_info"), Refusal):  # aiohttp met it as it read a body that nobody wanted any more
+        # Neither is news: a body that nobody wanted any more was refused, or the client left as it was written to.
+        if not isinstance(kw.get("exc_info"), Refusal | ConnectionError):
             super().log_exception(*args, **kw)
 
     @property
