@@ -50,7 +50,8 @@ class Door:
 
     def feed_data(self, data: bytes) -> tuple[list[_Message], bool, bytes]:
         """The requests whose heads are whole now, whether what follows is another protocol, and what came of that."""
-        framing, found = self.framing, list[_Message]()
+        framing = self.framing
+        found: list[_Message] = []
         if not data:
             self._pass_on(data, found)
         elif not self.refused:
