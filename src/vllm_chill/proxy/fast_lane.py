@@ -136,7 +136,10 @@ class FastConnection(asyncio.Protocol):
     @property
     def progress(self) -> Progress | None:
         """What is waited for from the client; None if that is nothing."""
-        exchange, unsent = self._exchange, self.transport.get_write_buffer_size()
+        exchange = self._exchange
+        if exchange is None and not self._closing:
+            return None
+        unsent = self.transport.get_write_buffer_size()
         if unsent and (self.writing_paused or self._closing):
             return Progress(Part.RESPONSE, exchange, -unsent)
         if exchange is not None and not self._paused and exchange.waits_for_request:
