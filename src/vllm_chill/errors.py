@@ -145,6 +145,30 @@ class RateLimited(AnswerableError):
     code = "rate_limit_exceeded"
 
 
+class HeadTooLarge(AnswerableError):
+    """The head of the request is larger than is taken."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
+
+
+class RequestTooLarge(AnswerableError):
+    """The body of the request is larger than is taken."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RequestTimeout(AnswerableError):
+    """The request did not come in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class MethodNotAllowed(AnswerableError):
     """The path is the proxy's own and does not take this method; `allowed` are those that it takes."""
 
@@ -260,6 +284,12 @@ class HoldExpired(ServiceUnavailable):
     """The target did not become ready within the time that a caller is held."""
 
     code = "model_waking"
+
+
+class TooManyConnections(ServiceUnavailable):
+    """There are as many connections as may be, and none of them is idle."""
+
+    code = "too_many_connections"
 
 
 class TooManyWaiting(AnswerableError):

@@ -42,6 +42,7 @@ def test_an_error_has_the_status_that_is_told(status: str, code: str) -> None:
 def test_all_that_may_end_a_hold_is_told() -> None:
     told = set(re.findall(r"`([a-z]+_[a-z_]+)`", PAGE))
     elsewhere = {"not_found", "method_not_allowed", "expectation_failed", "internal_error"}
+    elsewhere |= {"head_too_large", "request_too_large", "request_timeout", "too_many_connections"}
     elsewhere |= {
         "stop_failed",
         "switch_failed",

@@ -23,6 +23,7 @@ from vllm_chill.proxy.aiohttp_seam import (
     drain,
     message_of,
 )
+from vllm_chill.proxy.door import Refusal
 
 ALIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -206,7 +207,7 @@ async def test_a_reader_is_told_of_a_malformed_chunk() -> None:
     async def reads(request: web.BaseRequest) -> web.StreamResponse:
         try:
             await request.read()
-        except web.RequestPayloadError as error:
+        except Refusal as error:
             failures.append(error)
         return web.Response(status=400, text="broken")
 
@@ -222,7 +223,7 @@ async def test_a_reader_is_told_of_a_malformed_chunk() -> None:
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_malformed_chunk_is_told_however_far_its_request_has_come(turns: int) -> None:
     async def reads(request: web.BaseRequest) -> web.StreamResponse:
-        with pytest.raises(web.RequestPayloadError):
+        with pytest.raises(Refusal):
             await request.read()
         return web.Response(status=400, text="broken")
 

@@ -157,6 +157,8 @@ WRONG = {
     "an empty line before it": b"\r\n" + PLAIN,
     "no Host": PLAIN.replace(b"Host: a:1\r\n", b""),
     "two Hosts": PLAIN.replace(b"Host: a:1\r\n", b"Host: a:1\r\nhOST: b\r\n"),
+    "a Host with two names": PLAIN.replace(b"Host: a:1", b"Host: a, b"),
+    "a Host with a path": PLAIN.replace(b"Host: a:1", b"Host: a/b"),
     "two lengths": PLAIN.replace(b"Content-Length: 2\r\n", b"Content-Length: 2\r\nContent-Length: 2\r\n"),
     "two lengths in one": PLAIN.replace(b"Length: 2", b"Length: 2, 2"),
     "a length with a sign": PLAIN.replace(b"Length: 2", b"Length: +2"),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vllm_chill.proxy.framing import FIELDS, HEAD_BYTES, INTERIM_HEADS, IllegalResponse, ResponseFraming
+from vllm_chill.proxy.chunks import FIELDS
+from vllm_chill.proxy.framing import HEAD_BYTES, INTERIM_HEADS, IllegalResponse, ResponseFraming
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from tests.proxy.wire import BIG, CHUNKED, GET, HELLO, OK, POST, TO_CHUNKS, Peer, answering, waiting, wired
-from vllm_chill.errors import BadRequest
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,9 @@ async def test_a_request_that_two_parsers_may_read_in_two_ways_is_refused(reques
     async with wired(answering(HELLO)) as wire:
         client = await wire.client()
         await client.send(request_bytes + SMUGGLED)
-        assert (await client.rest()).startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+        answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"code": "bad_request"' in answer
         assert not wire.requests
         assert wire.upstream.connections == 0
 
@@ -121,5 +122,5 @@ async def test_a_target_without_a_path_is_refused_by_name() -> None:
         client = await wire.client()
         await client.send(b"CONNECT vllm:443 HTTP/1.1\r\nHost: vllm:443\r\n\r\n")
         assert (await client.head()).startswith(b"HTTP/1.1 400 ")
-        assert isinstance(wire.relayed[0], BadRequest)
+        assert b"CONNECT cannot be forwarded" in await client.rest()
         assert wire.upstream.connections == 0

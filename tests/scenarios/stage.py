@@ -29,6 +29,7 @@ from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.body import RequestBody
+from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.committed import Rewrite
 from vllm_chill.proxy.handler import ProxyHandler, ProxyOptions
 from vllm_chill.proxy.hold import Budget, HoldDesk
@@ -43,7 +44,7 @@ from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.cors import Cors
 from vllm_chill.web.doorkeeper import Doorkeeper
-from vllm_chill.web.server import ProxyServer
+from vllm_chill.web.server import DEFAULT_LIMITS, ProxyServer
 
 REF = TargetRef("test", "vllm")
 
@@ -142,6 +143,7 @@ async def stage(
     tls: ssl.SSLContext | None = None,
     upstream_tls: ssl.SSLContext | None = None,
     apart: bool = False,
+    limits: ClientLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
     command a start runs, and `apart` whether /proxy/ is at a port of its own.
@@ -196,6 +198,7 @@ async def stage(
             metrics,
             handler.fast_lane if has_lane else None,
             routes,
+            limits,
             doorkeeper=doorkeeper,
             cors=cors,
         )

@@ -40,6 +40,9 @@ RESPONSES = {
     b"nonsense": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
     b"short": b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello",
 }
+_REFUSAL = re.compile(
+    rb'HTTP/1\.1 400 [^\r]*\r\n(?:[^\r]+\r\n)*\r\n{"error": {"message": "the request (?:is not legal|cannot be read)'
+)
 ENDS_CONNECTION = (b"error", b"close", b"nonsense", b"short")
 
 
@@ -105,7 +108,7 @@ class Outcome:
     @property
     def before_refusal(self) -> bytes:
         """What the client got before that."""
-        return self.got.partition(b"HTTP/1.0 400 Bad Request")[0]
+        return _REFUSAL.split(self.got)[0]
 
 
 def _begins_as(one: Sequence[object], other: Sequence[object]) -> bool:

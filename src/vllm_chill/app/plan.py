@@ -13,6 +13,7 @@ from vllm_chill.core.switching import Rules, parse_gpu_budget
 from vllm_chill.core.target import Limits, TargetRef
 from vllm_chill.errors import SettingError
 from vllm_chill.proxy.affinity import Affinity
+from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.handler import ProxyOptions
 from vllm_chill.proxy.hold_terms import HoldOptions, JsonHold
 from vllm_chill.proxy.relay import RelayTimeouts
@@ -193,6 +194,18 @@ class Plan:
             bounds = replace(bounds, in_flight=entry.max_num_seqs + max(1, entry.max_num_seqs // 4))
         direct = self.settings.backend == "process" or self.settings.route == "pod"
         return TargetPlan(entry.ref, limits, bounds, hold, direct, entry)
+
+    @property
+    def client_limits(self) -> ClientLimits:
+        """How much of the proxy one client may have."""
+        s = self.settings
+        return ClientLimits(
+            head_seconds=s.request_head_timeout.total_seconds() or None,
+            body_seconds=s.request_body_timeout.total_seconds() or None,
+            send_seconds=s.send_timeout.total_seconds() or None,
+            body_bytes=s.max_body or None,
+            connections=s.max_connections or None,
+        )
 
     @property
     def options(self) -> ProxyOptions:

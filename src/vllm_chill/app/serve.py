@@ -11,6 +11,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from vllm_chill.control.fleet import Fleet
 from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import GpuStats, Recorder
+from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
@@ -179,6 +181,7 @@ async def serve(
             metrics,
             lane,
             plan.routes,
+            client_limits(plan),
             doorkeeper=access.doorkeeper(ground.authorizer),
             cors=access.cors,
         )
@@ -255,6 +258,15 @@ def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[
     _raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(plan.settings)) as runner:
         runner.run(serve(plan, recorders=recorders, listening=listening))
+
+
+def client_limits(plan: Plan) -> ClientLimits:
+    """The limits of clients; as many connections as leave a file for each request's other one, where none is said."""
+    limits = plan.client_limits
+    if limits.connections is not None:
+        return limits
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limits if soft == resource.RLIM_INFINITY else replace(limits, connections=max(1, soft // 2))
 
 
 def _raise_file_limit() -> None:

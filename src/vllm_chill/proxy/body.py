@@ -15,6 +15,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from vllm_chill.core.prompt import LOOKED_INTO_BYTES
 from vllm_chill.errors import BadRequest
 from vllm_chill.proxy.aiohttp_seam import arrived, message_of
+from vllm_chill.proxy.door import Refusal
 
 KEPT_BYTES = 1 << 20
 
@@ -89,7 +90,7 @@ class RequestBody:
     async def read_ahead(self) -> bytes:
         """The next piece of a body that is to be streamed, before any of it was sent; empty at its end.
 
-        Raises BadRequest if it is broken.
+        Raises BadRequest if it is broken, and what it is refused with otherwise.
         """
         piece = await self._read()
         self._ended = not piece
@@ -153,6 +154,8 @@ class RequestBody:
     async def _read(self) -> bytes:
         try:
             return await self._payload.readany()
+        except Refusal as refusal:
+            raise refusal.error from refusal
         except (RequestPayloadError, HttpProcessingError) as error:
             raise BadRequest(f"the body of the request is broken ({error}); send it as its head says") from error
 

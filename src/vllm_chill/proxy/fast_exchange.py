@@ -32,6 +32,7 @@ from vllm_chill.proxy.gate import Entrant, Gate
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.pour import POURED_BYTES
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
+from vllm_chill.proxy.request_framing import too_large
 from vllm_chill.proxy.served import Choice, Directory
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -60,7 +61,7 @@ class FastLane:
     """What the connections share. `only` is where all requests go, None where each has to say; `attempts` begins to try
     in all ways that take time. `cut` is told of a response that ended early, `aborted` of one that the engine gave up.
     Bodies of up to `body_bytes` are whole before they are sent, and can be sent again; larger ones are streamed, and
-    looked into for the model's name as far as `model_bytes`.
+    looked into for the model's name as far as `model_bytes`. One above `largest_body` is refused.
 
     `gate` says who may, None: everybody. `pages_apart`: what a browser sends for a page of another origin is not for
     this lane.
@@ -82,6 +83,7 @@ class FastLane:
     route_of: Callable[[str, str], Route] = route_of
     gate: Gate | None = None
     pages_apart: bool = False
+    largest_body: int | None = None
     heads: KnownHeads = field(default_factory=KnownHeads)
 
     def streams(self, size: int) -> bool:
@@ -213,6 +215,23 @@ class FastExchange(Exchange):
     def unread(self) -> bool:
         """Whether the client has yet to send some of it."""
         return self._missing > 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of it have yet to come."""
+        return self._missing
+
+    @property
+    def waits_for_request(self) -> bool:
+        """Whether the client has yet to send some of it, and has got nothing of a response."""
+        return self._missing > 0 and not self.sent
+
+    def refuse(self, error: AnswerableError) -> None:
+        """Answer this, of which nothing of a response has gone out, and take nothing more of it."""
+        if self._task is not None:
+            self._task.cancel()
+        self.drop()
+        self._answer(error)
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -474,6 +493,10 @@ class FastUpload(FastExchange):
         self._missing = self._plain.start + (self._plain.length or 0)
         self._request = bytearray()
         self._search = None
+        largest = self._connection.lane.largest_body
+        if largest is not None and (self._plain.length or 0) > largest:
+            self._answer(too_large(largest))
+            return
         try:
             if self._choice is None:
                 choice = self._begin_search()

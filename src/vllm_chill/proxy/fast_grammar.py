@@ -21,6 +21,7 @@ from vllm_chill.core.routing import Route, is_health_checker, route_of
 from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
 from vllm_chill.proxy.headers import FORWARDED, forwarded, host_of
+from vllm_chill.proxy.request_framing import HOST
 
 HEAD_BYTES = 16 * 1024
 _FIELDS = 100  # aiohttp takes 128
@@ -180,6 +181,8 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
             length_at = value
     kept.append(data[at:end])
     if b"host" not in special or special.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    if not HOST.fullmatch(special[b"host"]):
         return None
     length = special.get(b"content-length")
     if length is not None and not _LENGTH.fullmatch(length):

@@ -11,14 +11,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from vllm_chill.proxy.aiohttp_seam import ClientServer
+from vllm_chill.errors import AnswerableError, RequestTimeout
+from vllm_chill.proxy.aiohttp_seam import LINGER_SECONDS, ClientServer, cut_off
+from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.fast_exchange import FastExchange, FastLane, FastUpload
 from vllm_chill.proxy.fast_grammar import PlainHead
 from vllm_chill.proxy.pour import UP_BYTES, pour
+from vllm_chill.proxy.stalls import Client, Part, Progress
 
 _BEHIND_BYTES = 64 * 1024
-_SWEEPS = 8  # in the time that an idle connection is kept
-_LINGER_SECONDS = 10.0
+_LOOKS = 8  # in the time that an idle connection is kept
 
 
 class FastServer(ClientServer):
@@ -30,7 +32,6 @@ class FastServer(ClientServer):
         self.fast: set[FastConnection] = set()
         self._idle_seconds: float = kwargs.get("keepalive_timeout", 75.0)
         self._quiet: asyncio.Future[None] | None = None
-        self._sweep: asyncio.TimerHandle | None = None
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         return FastConnection(self)
@@ -38,8 +39,7 @@ class FastServer(ClientServer):
     def joined(self, connection: FastConnection) -> None:
         """Take that a connection is on the lane."""
         self.fast.add(connection)
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(self._idle_seconds / _SWEEPS, self._close_idle)
+        self.let_in(connection)
 
     def left(self, connection: FastConnection) -> None:
         """Take that it no longer is."""
@@ -55,8 +55,6 @@ class FastServer(ClientServer):
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Close every connection, those that are busy after the timeout."""
-        if self._sweep is not None:
-            self._sweep.cancel()
         await asyncio.gather(super().shutdown(timeout), self._end_lane(timeout))
 
     async def _end_lane(self, seconds: float | None) -> None:
@@ -66,13 +64,26 @@ class FastServer(ClientServer):
         for connection in list(self.fast):
             connection.abort()
 
+    @property
+    def count(self) -> int:
+        return len(self.fast) + super().count
+
+    def clients(self) -> list[Client]:
+        return [*self.fast, *super().clients()]
+
+    def _look_seconds(self) -> float:
+        seconds = self.limits.look_seconds
+        return self._idle_seconds / _LOOKS if seconds is None else min(seconds, self._idle_seconds / _LOOKS)
+
+    def _look(self) -> None:
+        self._close_idle()
+        super()._look()
+
     def _close_idle(self) -> None:
         oldest = self._loop.time() - self._idle_seconds
         for connection in list(self.fast):
             if not connection.is_busy and connection.idle_since <= oldest:
                 connection.close()
-        pause = self._idle_seconds / _SWEEPS
-        self._sweep = self._loop.call_later(pause, self._close_idle) if self.fast else None
 
 
 class FastConnection(asyncio.Protocol):
@@ -122,6 +133,34 @@ class FastConnection(asyncio.Protocol):
         """Whether a request is being served."""
         return self._exchange is not None
 
+    @property
+    def progress(self) -> Progress | None:
+        """What is waited for from the client; None if that is nothing."""
+        exchange = self._exchange
+        if exchange is None and not self._closing:
+            return None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and (self.writing_paused or self._closing):
+            return Progress(Part.RESPONSE, exchange, -unsent)
+        if exchange is not None and not self._paused and exchange.waits_for_request:
+            return Progress(Part.BODY, exchange, -exchange.missing)
+        return None
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when nothing is done for it; None if something is."""
+        return None if self._exchange is not None or self._closing else self.idle_since
+
+    def turn_away(self, error: AnswerableError) -> None:
+        """Answer this and end it, as there is no room for it."""
+        self.transport.write(answer_bytes(error, keep_alive=False))
+        self.close()
+
+    def time_out(self, error: RequestTimeout) -> None:
+        """Answer what has not come in time, and end the connection."""
+        if self._exchange is not None:
+            self._exchange.refuse(error)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         peername = transport.get_extra_info("peername")
@@ -134,6 +173,8 @@ class FastConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.more(data)
         elif not self._closing:
+            if self._behind:
+                data, self._behind = self._behind + data, b""
             self._look(data)
 
     def _look(self, data: bytes) -> None:
@@ -224,8 +265,12 @@ class FastConnection(asyncio.Protocol):
             if self._paused:
                 self.read_on()
             if self._behind:
-                behind, self._behind = self._behind, b""
-                self._look(behind)
+                self.loop.call_soon(self._look_behind)  # not now: behind one may be thousands that are answered at once
+
+    def _look_behind(self) -> None:
+        if self._behind and self._exchange is None and not self._closing:
+            behind, self._behind = self._behind, b""
+            self._look(behind)
 
     def _linger(self) -> None:
         # To close it with bytes unread would reset it, and the client might never read the response (RFC 9112 §9.6).
@@ -240,7 +285,7 @@ class FastConnection(asyncio.Protocol):
         except OSError:  # the client has gone, which is not seen while it is not read
             self.transport.abort()
         else:
-            self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+            self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def close(self) -> None:
         """Close it, once it is idle."""
@@ -251,7 +296,7 @@ class FastConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Drop it, with what is being served."""
         self._abandon()
-        self.transport.abort()
+        cut_off(self.transport, reset=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.left(self)

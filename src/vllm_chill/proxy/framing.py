@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 
 from vllm_chill.errors import ChillError
+from vllm_chill.proxy.chunks import CHUNK, FIELDS, IN_CHUNKS, ChunkedBody
 from vllm_chill.proxy.headers import HOP_BY_HOP, NOT_FOR_CONNECTION_TO_NAME, connection_options
 
 HEAD_BYTES = 64 * 1024
-FIELDS = 256
 INTERIM_HEADS = 16
-_LINE_BYTES = 8 * 1024  # more than the longest chunk line or trailer line that the grammar below lets through
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = rb"[\t -~\x80-\xff]"
@@ -32,26 +31,16 @@ _SPECIAL = re.compile(
 _NEVER_IN_A_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]|\n[ \t]")
 _HEAD_START = b"HTTP/1."
 
-# No space round the size or the extensions: the grammar calls it bad (RFC 9112 §7.1.1), and clients differ on it.
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:;%b{0,4000}+)?\r\n" % _VALUE)
-_CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,15}+(?:;%b{0,4000}+)?\r?)?" % _VALUE)
-# A trailer that says how a message is framed or routed is illegal (RFC 9110 §6.5.1).
-_TRAILER = re.compile(
-    rb"(?i:(?!(?:connection|content-length|host|keep-alive|te|trailer|transfer-encoding|upgrade):))"
-    rb"[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,200}+:%b{0,7000}+\r\n" % _VALUE
-)
-_TRAILER_START = re.compile(rb"(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,200}+(?::%b{0,7000}+\r?)?|\r)?" % _VALUE)
-
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 
-_IN_HEAD, _IN_LENGTH, _IN_CHUNKS, _IN_TRAILERS, _TO_CLOSE = range(5)
+_IN_HEAD, _IN_LENGTH, _TO_CLOSE = range(2, 5)
 
 
 class IllegalResponse(ChillError):
     """The upstream's bytes are not an HTTP/1.1 response; the message says what is wrong with them."""
 
 
-class ResponseFraming:
+class ResponseFraming(ChunkedBody):
     """One response. Feed it what the upstream sends until it is `complete`; what `feed` returns is the client's.
 
     `status` is 0 until the head is whole. Once complete: `keep_alive` says whether the client can tell where the
@@ -60,21 +49,17 @@ class ResponseFraming:
     """
 
     __slots__ = (
-        "_carry",
-        "_count",
         "_http10",
         "_keep_alive",
-        "_left",
         "_no_body",
-        "_pieces",
         "_plain_client",
-        "_state",
-        "complete",
         "event_stream",
         "keep_alive",
         "reusable",
         "status",
     )
+
+    illegal = IllegalResponse
 
     def __init__(self, *, no_body: bool = False, http10: bool = False, keep_alive: bool = True) -> None:
         """`no_body`: the request was HEAD. `http10`: the client speaks HTTP/1.0, and gets no chunks.
@@ -102,7 +87,7 @@ class ResponseFraming:
 
     def rescue(self, event: bytes) -> bytes | None:
         """An end in good order, with a last event, for a stream that has lost its upstream; None if there is none."""
-        if self.event_stream and self._state == _IN_CHUNKS and not self._left and not self._carry:
+        if self.event_stream and self._state == IN_CHUNKS and not self._left and not self._carry:
             return chunk(b"\n\n" + event) + LAST_CHUNK if self._pieces is None else b"\n\n" + event
         return None
 
@@ -119,7 +104,7 @@ class ResponseFraming:
     def feed(self, data: bytes) -> bytes:
         """What the client is to get for these bytes: the same object wherever it can be. Raises IllegalResponse."""
         state = self._state
-        if state == _IN_CHUNKS and not self._left and _is_one_chunk(data) and not self._carry and self._pieces is None:
+        if state == IN_CHUNKS and not self._left and _is_one_chunk(data) and not self._carry and self._pieces is None:
             return data
         if state == _IN_HEAD:
             return self._feed_head(data)
@@ -215,7 +200,7 @@ class ResponseFraming:
         if no_body or length == 0:
             self.complete = True
         elif chunked:
-            self._state = _IN_CHUNKS
+            self._state = IN_CHUNKS
             self._pieces = [] if unchunk else None
             self.event_stream = data.find(b"text/event-stream", 0, end) >= 0
         elif length > 0:
@@ -251,81 +236,6 @@ class ResponseFraming:
             self.reusable = False
         return end
 
-    def _walk(self, data: bytes, pos: int) -> int:
-        """The same for a chunked body."""
-        size, left, pieces = len(data), self._left, self._pieces
-        while pos < size:
-            if left:
-                end = pos + left
-                if end > size:
-                    if end == size + 1 and data[size - 1] != 0x0D:
-                        raise IllegalResponse("a chunk is longer than its size says")
-                    self._left = end - size
-                    if pieces is not None:
-                        pieces.append(data[pos : end - 2])
-                    return size
-                if not (data.startswith(b"\r\n", end - 2) if left > 1 else data[pos] == 0x0A):
-                    raise IllegalResponse("a chunk is longer than its size says")
-                if pieces is not None and left > 2:
-                    pieces.append(data[pos : end - 2])
-                pos, left = end, 0
-            elif self._state == _IN_TRAILERS:
-                return self._walk_trailers(data, pos)
-            else:
-                pos, left = self._chunk_line(data, pos)
-        self._left = left
-        return size
-
-    def _chunk_line(self, data: bytes, pos: int) -> tuple[int, int]:
-        """Past a chunk's first line, and the bytes from there to the next one; past the read if the line goes on."""
-        if self._carry:
-            known = len(self._carry)
-            line = self._carry + data[pos : pos + _LINE_BYTES]
-            match, pos = _CHUNK.match(line), pos - known
-            end = pos + match.end() if match else -1
-        else:
-            line = b""
-            match = _CHUNK.match(data, pos)
-            end = match.end() if match else -1
-        if match is None:
-            return self._wait_for_line(line or data[pos : pos + _LINE_BYTES], _CHUNK_START, len(data)), 0
-        self._carry = b""
-        length = int(match[1], 16)
-        if length:
-            return end, length + 2
-        self._state, self._count, self._left = _IN_TRAILERS, 0, 0
-        return end, 0
-
-    def _walk_trailers(self, data: bytes, pos: int) -> int:
-        size = len(data)
-        while pos < size:
-            known = len(self._carry)
-            line = self._carry + data[pos : pos + _LINE_BYTES]
-            if line.startswith(b"\r\n"):
-                self.complete = True
-                return pos + 2 - known
-            field = _TRAILER.match(line)
-            if field is None:
-                return self._wait_for_line(line, _TRAILER_START, size)
-            self._carry = b""
-            self._count += 1
-            if self._count > FIELDS:
-                raise IllegalResponse(f"it has more than {FIELDS} trailers")
-            pos += field.end() - known
-        return size
-
-    def _wait_for_line(self, line: bytes, start: re.Pattern[bytes], size: int) -> int:
-        if start.fullmatch(line) is None:
-            raise IllegalResponse("its chunks break the grammar of HTTP/1.1")
-        self._carry = line
-        return size
-
-    def _take_pieces(self) -> bytes:
-        assert self._pieces is not None
-        body = b"".join(self._pieces)
-        self._pieces.clear()
-        return body
-
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -337,7 +247,7 @@ def chunk(data: bytes) -> bytes:
 
 def _is_one_chunk(data: bytes) -> bool:
     """Whether it is one chunk from its first byte to its last, as most reads of a stream of tokens are."""
-    line = _CHUNK.match(data)
+    line = CHUNK.match(data)
     if line is None:
         return False
     length = int(line[1], 16)

@@ -13,7 +13,7 @@ from vllm_chill.core.model_search import Search, no_model_within
 from vllm_chill.core.naming import naming_of
 from vllm_chill.errors import AnswerableError, ChillError, ExpectationFailed, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
-from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of
+from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, cut_off, message_of, peer_of, say_continue
 from vllm_chill.proxy.attempts import Attempts, ProxyOptions
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, Kind, Rewrite
@@ -118,7 +118,7 @@ class ProxyHandler:
         """Read a small body whole, for which there is a share; whether its client has yet to be told to send."""
         try:
             if expects:
-                expects = await _say_continue(request)
+                expects = await say_continue(request)
             await body.load()
         finally:
             self._directory.budget.give_back(size)
@@ -140,7 +140,7 @@ class ProxyHandler:
             size = body.missing
             if not size or not directory.budget.has(size):
                 if expects:
-                    expects = await _say_continue(request)
+                    expects = await say_continue(request)
                 if size:
                     body.stream()
                 return directory.choose(await self._search(body, search) or naming.in_query, key), expects
@@ -181,7 +181,7 @@ class ProxyHandler:
         while True:
             with await attempts.lease() as lease:
                 if expects:
-                    expects = await _say_continue(request)
+                    expects = await say_continue(request)
                 try:
                     await attempts.prepare(lease.endpoint)
                     response = await relay(
@@ -212,7 +212,7 @@ class ProxyHandler:
         if endpoint is None:
             return None
         if _expects_continue(request):
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await say_continue(request)
         body = RequestBody(request, self._options.replay_bytes)
         return await relay(request, body, endpoint, self._pool, self._options.timeouts)
 
@@ -282,12 +282,6 @@ def _rewrite_for(request: web.BaseRequest, body: RequestBody, choice: Choice) ->
     from vllm_chill.proxy.tool_call_rewrite import tool_call_rewrite  # few proxies ever need it
 
     return tool_call_rewrite(request, body)
-
-
-async def _say_continue(request: web.BaseRequest) -> bool:
-    """Have the client send its body; False, for it need not be told again."""
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return False
 
 
 def _expects_continue(request: web.BaseRequest) -> bool:

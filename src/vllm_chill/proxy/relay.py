@@ -15,7 +15,7 @@ from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest, RequestKey
 
 from vllm_chill.core.target import Endpoint
-from vllm_chill.errors import BadRequest, ChillError, ResponseCut
+from vllm_chill.errors import AnswerableError, BadRequest, ChillError, ResponseCut
 from vllm_chill.proxy.aiohttp_seam import Relayed, connection_of, drain, message_of, peer_of
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.committed import Committed, CommittedFraming, Rewrite
@@ -180,8 +180,8 @@ class _Relay(Exchange):
     async def _upload(self, connection: UpstreamConnection, body: RequestBody, timeouts: RelayTimeouts) -> None:
         try:
             await body.send(connection)
-        except BadRequest as broken:
-            self.fail(broken)
+        except AnswerableError as refused:
+            self.fail(refused)
         except (OSError, RuntimeError):  # what aiohttp's stream raises once the connection is gone
             self.fail(BadRequest("the client left before it had sent its request"))
         else:

@@ -20,9 +20,9 @@ IDLE_LIMIT = 256
 IDLE_SECONDS = 4.0
 
 # A model may think for long and a node that died says nothing either: only the kernel can tell them apart.
-_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-_SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
-    (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEPALIVE if hasattr(socket, name)
+_KEEPALIVE_TIMES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEPALIVE_TIMES if hasattr(socket, name)
 ]
 
 
@@ -81,7 +81,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self._home.open.add(self)
         connection = transport.get_extra_info("socket")
-        for option in _SOCKET_OPTIONS:
+        for option in KEEPALIVE:
             connection.setsockopt(*option)
 
     def data_received(self, data: bytes) -> None:

@@ -408,6 +408,31 @@ class Settings(Declared):
         "auto", "EVENT_LOOP", "Listening", "auto, uvloop or asyncio",
         "What runs the proxy: uvloop costs less for each request; auto takes it where it is installed.",
     )  # fmt: skip
+    max_body: Size = setting(
+        256 << 20, "MAX_BODY", "Clients", "a size in bytes, such as 256Mi; 0 for any",
+        "Request bodies above this are answered 413, before anything is woken if their length is said. Engines read a "
+        "body whole into memory, and 256Mi hold more images and audio than a model takes.",
+    )  # fmt: skip
+    request_head_timeout: Duration = setting(
+        timedelta(seconds=30), "REQUEST_HEAD_TIMEOUT", "Clients", "a duration of zero or more; 0 for never",
+        "How long the head of a request may take from its first byte; then it is answered 408. A head is one packet or "
+        "two, so half a minute is for the worst of networks.",
+    )  # fmt: skip
+    request_body_timeout: Duration = setting(
+        timedelta(seconds=60), "REQUEST_BODY_TIMEOUT", "Clients", "a duration of zero or more; 0 for never",
+        "How long nothing of a request's body may come, or less than 240 bytes a second on the mean; then it is "
+        "answered 408, and no longer keeps the target awake. A minute is what nginx gives.",
+    )  # fmt: skip
+    send_timeout: Duration = setting(
+        timedelta(minutes=5), "SEND_TIMEOUT", "Clients", "a duration of zero or more; 0 for never",
+        "How long a client may read nothing of an answer that is there for it; then its connection is cut. Five "
+        "minutes outlast most interruptions. An engine that says nothing does not count.",
+    )  # fmt: skip
+    max_connections: Annotated[int, Field(ge=0, le=10_000_000)] = setting(
+        0, "MAX_CONNECTIONS", "Clients", "a number of connections, or 0 for half of the files that may be open",
+        "How many connections clients may have. Beyond it those are closed that have been idle for longest; if none is "
+        "idle, one more is answered 503. Each request may need a second one, to the target.",
+    )  # fmt: skip
     log_format: LogFormat = LOG_FORMAT
     log_level: LogLevel = LOG_LEVEL
 

@@ -169,6 +169,13 @@ class Metrics:
             'Answers that the engine gave up, with finish_reason "abort": vLLM does when it is told to end.',
             registry=registry,
         )
+        self.refused = Counter(
+            "vllm_chill_requests_refused_total",
+            "Requests that were refused before they were any: bytes that are no HTTP, heads that are too large or too "
+            "slow, connections beyond the limit. They are in no other metric.",
+            ("code",),
+            registry=registry,
+        )
         Gauge("vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=registry).labels(
             version
         ).set(1)

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from vllm_chill.errors import BadRequest
+from vllm_chill.proxy.aiohttp_seam import say_continue
 
 _BODY_BYTES = 64 * 1024
 
@@ -41,7 +42,7 @@ async def body(request: web.BaseRequest, shape: type[Shape], example: str) -> Sh
 
 async def _read(request: web.BaseRequest) -> bytes:
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await say_continue(request)
     text = bytearray()
     try:
         async for chunk in request.content.iter_chunked(_BODY_BYTES):

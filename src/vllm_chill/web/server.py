@@ -6,6 +6,7 @@ The rule: every request ends in one place, where it is counted; every error beco
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -15,15 +16,21 @@ import structlog
 from aiohttp import hdrs, web
 
 from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes, is_own
-from vllm_chill.errors import AnswerableError, BadRequest, InternalError, NotFound
-from vllm_chill.proxy.aiohttp_seam import ClientServer, end_with_response
+from vllm_chill.errors import AnswerableError, BadRequest, InternalError, NotFound, RequestTooLarge
+from vllm_chill.proxy.aiohttp_seam import ClientServer, connection_of, end_with_response
 from vllm_chill.proxy.answer import answer
+from vllm_chill.proxy.client_limits import ClientLimits
+from vllm_chill.proxy.door import Refusal
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.fast_lane import FastServer
 from vllm_chill.proxy.relay import FIELDS, Relayed
+from vllm_chill.proxy.request_framing import too_large
+from vllm_chill.proxy.upstream import KEEPALIVE
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.cors import Cors
 from vllm_chill.web.doorkeeper import Doorkeeper
+
+DEFAULT_LIMITS = ClientLimits()
 
 _CLIENT_LEFT = 499
 _HEAD_BYTES = 64 * 1024
@@ -46,6 +53,7 @@ class ProxyServer:
         metrics: Metrics,
         lane: Callable[[Counter], FastLane] | None = None,
         routes: Routes = DEFAULT_ROUTES,
+        limits: ClientLimits = DEFAULT_LIMITS,
         *,
         doorkeeper: Doorkeeper | None = None,
         cors: Cors | None = None,
@@ -57,6 +65,7 @@ class ProxyServer:
         self._doorkeeper = doorkeeper
         self._cors = cors
         self._admin: web.ServerRunner | None = None
+        self._limits = limits
         self._proxied = proxied
         self._local = local
         self._metrics = metrics
@@ -77,12 +86,17 @@ class ProxyServer:
             "max_line_size": _HEAD_BYTES,
             "max_field_size": _HEAD_BYTES,
             "keepalive_timeout": _KEEPALIVE_SECONDS,
+            "limits": self._limits,
+            "refused": lambda error: self._metrics.refused.labels(error.code).inc(),
         }
         if lane is None:
             return ClientServer(handle or self._handle, **options)
+        fast, largest = lane(self), self._limits.body_bytes
         ours = replace(
-            lane(self),
+            fast,
             route_of=self._routes.route_of,
+            body_bytes=fast.body_bytes if largest is None else min(fast.body_bytes, largest),
+            largest_body=largest,
             gate=None if self._doorkeeper is None else self._doorkeeper.gate,
             pages_apart=self._cors is not None,
         )
@@ -96,6 +110,7 @@ class ProxyServer:
         site = web.TCPSite(self._runner, host, port, backlog=4096, ssl_context=tls)
         await site.start()
         self._sites.append(site)
+        _watch_for_the_vanished(site)
         return [address[:2] for address in self._runner.addresses]
 
     async def listen_apart(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> list[tuple[str, int]]:
@@ -104,7 +119,9 @@ class ProxyServer:
         """
         self._admin = web.ServerRunner(self._server(None, self._handle_apart), shutdown_timeout=1.0)
         await self._admin.setup()
-        await web.TCPSite(self._admin, host, port, ssl_context=tls).start()
+        site = web.TCPSite(self._admin, host, port, ssl_context=tls)
+        await site.start()
+        _watch_for_the_vanished(site)
         return [address[:2] for address in self._admin.addresses]
 
     async def drain(self, delay_seconds: float, timeout_seconds: float) -> bool:
@@ -144,9 +161,12 @@ class ProxyServer:
                 route = self._routes.route_for(request.method, _path(request), agent)
                 if self._admin is not None:
                     _keep_apart(route, request, apart=apart)
+                self._check_size(request)
                 response = await self._answer(route, request)
             except AnswerableError as error:
-                response = answer(error)
+                response = _answered(request, error)
+            except Refusal as refusal:
+                response = _answered(request, refusal.error)
             except (ConnectionError, asyncio.CancelledError):
                 raise
             except Exception:
@@ -169,6 +189,11 @@ class ProxyServer:
         if self._doorkeeper is not None:
             await self._doorkeeper.admit(route, request)
         return await (self._proxied(request) if route is Route.PROXIED else self._local(route, request))
+
+    def _check_size(self, request: web.BaseRequest) -> None:
+        largest = self._limits.body_bytes
+        if largest is not None and (request.content_length or 0) > largest:
+            raise too_large(largest)
 
     def begun(self) -> None:
         """Take that a proxied request is being handled."""
@@ -210,6 +235,25 @@ def _keep_apart(route: Route, request: web.BaseRequest, *, apart: bool) -> None:
         raise NotFound(f"there is nothing at {request.path}: this proxy has /proxy/ at its --admin-port.")
     if apart and not is_own(route):
         raise NotFound(f"there is nothing at {request.path}: this is the admin port, which has /proxy/ alone.")
+
+
+def _watch_for_the_vanished(site: web.TCPSite) -> None:
+    """Have the kernel notice clients that are gone without a word, as with upstreams: who is accepted inherits it."""
+    for listening in getattr(site._server, "sockets", ()):
+        # A copy: what uvloop gives out as a socket takes no options.
+        with socket.fromfd(listening.fileno(), listening.family, listening.type) as copy:
+            for option in KEEPALIVE:
+                copy.setsockopt(*option)
+
+
+def _answered(request: web.BaseRequest, error: AnswerableError) -> web.StreamResponse:
+    connection = connection_of(request)
+    if connection.has_refused_body:
+        return connection.farewell(error)
+    response = answer(error)
+    if isinstance(error, RequestTooLarge):
+        response.force_close()
+    return response
 
 
 def _path(request: web.BaseRequest) -> str:
