@@ -170,9 +170,10 @@ async def test_a_proxy_that_is_killed_is_followed_by_one_that_adopts_what_runs(
     cluster: Cluster, models: Models
 ) -> None:
     name = models.name("kept")
+    quick = ("--lease-duration", "3s")  # what was served by one that is killed is waited for
     await models.create(model(name))
     async with caller() as session:
-        async with a_proxy(cluster) as proxy:
+        async with a_proxy(cluster, *quick) as proxy:
             await until_listed(proxy, name)
             assert (await chat(session, proxy, name))[0] == 200
             await models.until_phase(name, "Ready")
@@ -180,7 +181,7 @@ async def test_a_proxy_that_is_killed_is_followed_by_one_that_adopts_what_runs(
             generation = (await models.deployment(name))["metadata"]["generation"]
             await proxy.stop(signal.SIGKILL)
         assert (await models.columns(name))["Status"] == "Ready"
-        async with a_proxy(cluster, "--idle-timeout", "3s") as proxy:
+        async with a_proxy(cluster, "--idle-timeout", "3s", *quick) as proxy:
             assert (await until_listed(proxy, name))[name] in {"ready", "waking", "unknown"}
             assert (await chat(session, proxy, name))[0] == 200
             assert [each["metadata"]["uid"] for each in await models.pods(name)] == [pod["metadata"]["uid"]]
