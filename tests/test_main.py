@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from tests.adapters.certificates import Authority
 from tests.serving import CHILL, clean_environment
 from vllm_chill.settings.plain import handed, taken
 from vllm_chill.settings.serve import Settings, load_settings
@@ -80,3 +82,27 @@ main()
     )
     told = "vllm-chill: the process that reads the settings was ended by signal 9\n"
     assert (result.returncode, result.stderr) == (1, told)
+
+
+def test_what_serves_has_read_no_authority(tmp_path: Path) -> None:
+    code = """
+import atexit, ssl
+
+def tell():
+    from aiohttp import connector
+    contexts = [one for one in vars(connector).values() if isinstance(one, ssl.SSLContext)]
+    print(len(contexts), [one.cert_store_stats()["x509"] for one in contexts])
+
+atexit.register(tell)
+from vllm_chill.__main__ import main
+main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, "serve", "--kubeconfig", "/no/file"],
+        env=clean_environment(SSL_CERT_FILE=str(Authority.new(tmp_path).file)),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert result.stdout == "2 [0, 0]\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from vllm_chill.adapters.authorities import without_authorities
@@ -16,6 +17,9 @@ from vllm_chill.errors import SettingError
 
 if TYPE_CHECKING:
     from vllm_chill.settings.serve import Settings
+
+_BOTH_NEED = ("asyncio", "importlib.metadata", "structlog", "vllm_chill.core.switching", "vllm_chill.settings.plain")
+"""What takes time to import and the reader needs too: it is imported once, and all else while the other imports."""
 
 
 def main() -> None:
@@ -36,6 +40,8 @@ def main() -> None:
 
 def _serve() -> None:
     """`vllm-chill serve`. It ends as the reader did where there is nothing to serve, as after --help."""
+    for name in _BOTH_NEED:
+        import_module(name)
     receiving, sending = os.pipe()
     reader = os.fork()
     if reader == 0:
