@@ -139,6 +139,10 @@ class ModelReconciler:
                 if made_for is not None:
                     self._work.add(made_for)
         self._tell(again=found_again)
+        if found_again:
+            # What could not be done meanwhile is not to wait for its pause to end.
+            for name in (*self._models, *self._gone):
+                self._work.add(name)
 
     def lost(self, collection: Collection, cause: str) -> None:
         """Take that one of the collections cannot be seen at present."""

@@ -24,7 +24,8 @@ from vllm_chill.errors import BackendError, BackendRefused, BackendUnavailable
 from vllm_chill.ports import PeerReports
 
 _LOOK_SECONDS = 1.0
-_CALL_SECONDS = 5.0
+_CALL_SECONDS = 10.0
+_REFUSED_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
 """For how long nobody is let in until the first report is written: after that it is served without one."""
@@ -195,7 +196,7 @@ class Peering:
                     await self._report()
             except BackendRefused as error:
                 self._failed(error, for_good=True)
-                pause = _CALL_SECONDS
+                pause = _REFUSED_SECONDS
             except BackendError as error:
                 self._failed(error, for_good=False)
                 pause = _PAUSE_SECONDS
