@@ -43,6 +43,7 @@ def test_all_that_may_end_a_hold_is_told() -> None:
     told = set(re.findall(r"`([a-z]+_[a-z_]+)`", PAGE))
     elsewhere = {"not_found", "method_not_allowed", "expectation_failed", "internal_error"}
     elsewhere |= {"head_too_large", "request_too_large", "request_timeout", "too_many_connections"}
+    elsewhere |= {"invalid_api_key", "model_not_allowed", "forbidden", "rate_limit_exceeded", "rights_unknown"}
     elsewhere |= {
         "stop_failed",
         "switch_failed",
