@@ -69,7 +69,7 @@ def test_whatever_happens_nobody_is_cut_and_in_the_end_it_sleeps(seed: int, dela
 @pytest.mark.slow
 @pytest.mark.looptime(False)
 @given(st.integers(0, 2**32), delays)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_same_many_times(seed: int, delay: float) -> None:
     _live(seed, delay)
 

@@ -1,4 +1,4 @@
-"""A short fuzz run, and a long one for by hand: no crash, no leak."""
+"""A short fuzz run, and a longer one: no crash, no leak. `tests.fuzz.run` is for as long as one likes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ async def test_damaged_bytes_break_nothing_and_leave_nothing(fast: bool) -> None
 @pytest.mark.slow
 @LANES
 async def test_many_damaged_bytes_break_nothing_and_leave_nothing(fast: bool) -> None:
-    figures = await fuzz(50_000, seed=8, fast=fast)
+    figures = await fuzz(5_000, seed=8, fast=fast)
     assert (figures.crashes, figures.leaks) == ([], [])
     assert figures.growth_kb < 100  # a lease or a connection that is left is ten times that
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(500_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_damaged_bytes_are_refused_or_read_as_h11_reads_them(count: int) -> None:
     rng = random.Random(9)
     for _ in range(count):
@@ -39,7 +39,7 @@ def test_damaged_bytes_are_refused_or_read_as_h11_reads_them(count: int) -> None
         check(data[:20_000], [rng.randrange(2000) for _ in range(2)])
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(500_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_damaged_responses_are_illegal_not_whole_or_read(count: int) -> None:
     rng = random.Random(10)
     for _ in range(count):

@@ -70,7 +70,7 @@ def check(data: bytes, cuts: list[int] | None = None) -> RequestFraming:
     framing, legal = fed(data, cuts)
     if framing.switches or b"\r\nupgrade:" in legal.lower():
         return framing
-    if b" HTTP/1.0\r\n" in legal and not framing.closes:
+    if b" HTTP/1.0\r\n" in legal and (not framing.closes or b"keep-alive" in legal.lower()):
         return framing
     theirs = h11_reads(_as_h11_takes_it(legal))
     assert not theirs.refused, (legal, framing.illegal)
