@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from random import Random
 
 import looptime
@@ -269,3 +270,25 @@ async def test_a_follower_recommends_to_nobody(world: World) -> None:
     other.controller.recommend("policy", 3)
     await asyncio.sleep(5)
     assert numbers(world) == [1]
+
+
+async def test_what_only_one_may_do_is_done_by_the_one_that_leads(world: World) -> None:
+    leader, other = await two(world)
+    doing: list[str] = []
+
+    async def work(name: str) -> None:
+        doing.append(name)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            doing.remove(name)
+
+    tasks = [asyncio.create_task(p.peering.while_it_leads(partial(work, p.name))) for p in (leader, other)]
+    await asyncio.sleep(1)
+    assert doing == [leader.name]
+    leader.road.away = True
+    await until(lambda: doing == [other.name])
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert doing == []

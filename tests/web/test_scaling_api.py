@@ -16,7 +16,7 @@ from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.scaling.decision import Asked, Decision, Limited, Said
 from vllm_chill.core.scaling.policy import Fallback, Policy, Rule, Schedule
 from vllm_chill.core.scaling.signals import Aggregation, Metric, ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Asleep, Ready, TargetRef
+from vllm_chill.core.target import Asleep, Ready, Shared, TargetRef
 
 METRICS, REPLICAS, POLICY = "/proxy/scaling/metrics", "/proxy/scaling/replicas", "/proxy/scaling/policy"
 QUEUE = Rule(Signal(Metric.QUEUE_LENGTH), 5, 5)
@@ -428,6 +428,15 @@ class TestAdjust:
         async with several() as s:
             assert "takes DELETE or POST" in await refused(s, 405, "GET", REPLICAS)
             assert "takes GET or HEAD" in await refused(s, 405, "POST", f"{POLICY}/a")
+
+    @pytest.mark.parametrize("method", ["POST", "DELETE"])
+    async def test_of_several_proxies_only_the_one_that_leads_takes_a_number(self, method: str) -> None:
+        async with several(awake=["a"]) as s:
+            scaler = await scaled(s, "a", policy())
+            s.controller("a").share(Shared(leads=False), None, frozenset())
+            body = {"json": {"model": "a", "targetReplicas": 3}} if method == "POST" else {"params": {"model": "a"}}
+            assert "another proxy decides on the replicas of a" in await refused(s, 409, method, REPLICAS, **body)
+            assert scaler.override is None
 
 
 class TestStatus:

@@ -109,13 +109,15 @@ class Cluster:
 
         serving = self._plan.settings
         given = {"watch_namespace": serving.namespace}
+        if self.peering is not None:
+            given["leader_elect"] = "false"  # the proxies have elected one already
         if "POD_NAMESPACE" not in os.environ:
             given["controller_namespace"] = serving.namespace
         if serving.prometheus_url is not None:
             given["prometheus_base_url"] = serving.prometheus_url
         if serving.prometheus_token_file is not None:
             given["prometheus_token_path"] = serving.prometheus_token_file
-        await control_within(load_controller_settings(given), self._api, metrics.registry, autoscalers)
+        await control_within(load_controller_settings(given), self._api, metrics.registry, autoscalers, self.peering)
 
     async def _follow_policies(self, autoscalers: Autoscalers, targets: ScaleTargets) -> None:
         settings, log = self._plan.settings, structlog.get_logger("vllm_chill")

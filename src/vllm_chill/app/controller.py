@@ -35,6 +35,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
 from vllm_chill.control.election import Election, new_identity
 from vllm_chill.control.loads import LoadCollector
+from vllm_chill.control.peering import Peering
 from vllm_chill.control.prober import ProbingBackend
 from vllm_chill.control.served_variants import ServedVariants
 from vllm_chill.control.unserved import UnservedBackend, unserved
@@ -104,9 +105,15 @@ async def control(
 
 
 async def control_within(
-    settings: ControllerSettings, api: ApiClient, registry: CollectorRegistry, autoscalers: Autoscalers
+    settings: ControllerSettings,
+    api: ApiClient,
+    registry: CollectorRegistry,
+    autoscalers: Autoscalers,
+    peering: Peering | None,
 ) -> None:
-    """Look after the variants of a proxy's namespace, until cancelled; what is told of them is on its registry."""
+    """Look after the variants of a proxy's namespace, until cancelled, and while it is the one of `peering` that leads;
+    what is told of them is on its registry.
+    """
     metrics = ControllerMetrics("", settings.controller_instance, registry)
 
     async def lead() -> None:
@@ -118,7 +125,10 @@ async def control_within(
                 look_after(settings, api, metrics, actuator=actuator, held_here=actuator.held, inventory=False)
             )
 
-    await _led(settings, api, metrics, lead)
+    if peering is None:
+        await _led(settings, api, metrics, lead)
+    else:
+        await peering.while_it_leads(lead, metrics.leads)
 
 
 async def _led(

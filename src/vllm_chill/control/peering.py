@@ -105,6 +105,8 @@ class Peering:
         self._cleared: dict[str, str] = {}
         self.turn = asyncio.Event()
         """Set while this proxy leads."""
+        self._over = asyncio.Event()
+        """Set while it does not."""
         self._told: tuple[bool, tuple[str, ...]] = (False, ())
         self._news = asyncio.Event()
 
@@ -166,6 +168,26 @@ class Peering:
                 tasks.create_task(self._election.run(self._lead))
         finally:
             await self._say_goodbye()
+
+    async def while_it_leads(
+        self, work: Callable[[], Coroutine[Any, Any, None]], led: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        """Have this done while this proxy leads, anew each time that it comes to lead, until cancelled. `led` is told
+        when that changes. What `work` raises is raised here.
+        """
+        while True:
+            await self.turn.wait()
+            led(True)
+            working, over = asyncio.create_task(work()), asyncio.create_task(self._over.wait())
+            try:
+                await asyncio.wait([working, over], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                led(False)
+                for task in (working, over):
+                    task.cancel()
+                await asyncio.wait([working, over])
+            if not working.cancelled():
+                return working.result()
 
     def seen(self, reports: Mapping[str, Report]) -> None:
         """Take all reports that there are."""
@@ -272,6 +294,7 @@ class Peering:
         if (leads, others) != self._told:
             self._told = leads, others
             (self.turn.set if leads else self.turn.clear)()
+            (self._over.clear if leads else self._over.set)()
             self._changed()
 
     def _begin_rounds(self, now: float) -> None:

@@ -192,6 +192,7 @@ class ScalingApi:
                 "this proxy recommends numbers of replicas and writes none (--mode recommend); set the replicas of "
                 f"{name} where they are written."
             )
+        _require_lead(scaled)
         if scaler.conflict is not None:
             raise NotScaling(f"{name} is left to others, as {scaler.conflict}; set its replicas there, or end that.")
         return scaler
@@ -208,6 +209,7 @@ class ScalingApi:
 
     def _release(self, scaled: Scaled, by: str) -> web.Response:
         scaler = scaled.scaler
+        _require_lead(scaled)
         if scaler is None or scaler.override is None:
             return self._told(scaled, None, f"Nobody has set the replicas of {scaled.name}.")
         scaler.release()
@@ -226,6 +228,15 @@ class ScalingApi:
             override=override_answer(override, self._moment(scaled)),
         )
         return web.json_response(to_builtins(answer))
+
+
+def _require_lead(scaled: Scaled) -> None:
+    """Raise NotScaling where another one of several proxies decides."""
+    if not scaled.controller.target.shared.leads:
+        raise NotScaling(
+            f"another proxy decides on the replicas of {scaled.name}: ask that one, which GET "
+            f"{Route.PROXY_STATUS.value} names, or try again, as a Service passes on to each in its turn."
+        )
 
 
 def _unscaled(scaled: Scaled) -> str:
