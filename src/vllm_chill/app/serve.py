@@ -131,6 +131,8 @@ async def serve(
         metrics = Metrics(CollectorRegistry(), VERSION)
         access = Access(settings)
         await stack.enter_async_context(running(access.follow()))
+        if (peering := ground.peering) is not None:
+            metrics.follow_peers(lambda: peering.leads, lambda: len(peering.others))
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None, access=access.engines)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)

@@ -82,15 +82,11 @@ class Peering:
         election: Led,
         identity: str,
         terms: Terms | None = None,
-        *,
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`changed` is called when it leads, or no longer does, and when there are other peers than before."""
         self._store = store
         self._election = election
         self._terms = terms or Terms()
         self._peers = Peers(identity, self._terms)
-        self._changed = changed
         self._clock = asyncio.get_running_loop().time
         self._log = structlog.get_logger("vllm_chill.peers")
         self._controllers: dict[str, SharedController] = {}
@@ -107,7 +103,6 @@ class Peering:
         """Set while this proxy leads."""
         self._over = asyncio.Event()
         """Set while it does not."""
-        self._told: tuple[bool, tuple[str, ...]] = (False, ())
         self._news = asyncio.Event()
 
     # Whom it looks after.
@@ -285,17 +280,14 @@ class Peering:
 
     def _review(self) -> None:
         now = self._clock()
-        leads, others = self.leads, self.others
+        leads = self.leads
         self._begin_rounds(now)
         for key, controller in tuple(self._controllers.items()):
             self._share(key, controller, now)
         if leads:
             self._stop_for_others(now)
-        if (leads, others) != self._told:
-            self._told = leads, others
-            (self.turn.set if leads else self.turn.clear)()
-            (self._over.clear if leads else self._over.set)()
-            self._changed()
+        (self.turn.set if leads else self.turn.clear)()
+        (self._over.clear if leads else self._over.set)()
 
     def _begin_rounds(self, now: float) -> None:
         for key, controller in self._controllers.items():

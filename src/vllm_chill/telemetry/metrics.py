@@ -179,6 +179,15 @@ class Metrics:
         Gauge("vllm_chill_build_info", "The version that runs; always 1.", ("version",), registry=registry).labels(
             version
         ).set(1)
+        self._leader = Gauge(
+            "vllm_chill_leader",
+            "1 if this proxy is the one of several that puts targets to sleep, as one that is alone always is.",
+            registry=registry,
+        )
+        self._leader.set(1)
+        self._peers = Gauge(
+            "vllm_chill_peers", "Other proxies that have reported lately who they serve.", registry=registry
+        )
         ProcessCollector(registry=registry)
         self._gauges = _TargetGauges()
         registry.register(self._gauges)
@@ -193,6 +202,11 @@ class Metrics:
         for direction in ("up", "down"):
             for outcome in ("success", "failure"):
                 self.scale_operations.labels(str(ref), direction, outcome)
+
+    def follow_peers(self, leads: Callable[[], bool], others: Callable[[], int]) -> None:
+        """Expose how this proxy stands to others that serve the same targets."""
+        self._leader.set_function(leads)
+        self._peers.set_function(others)
 
     def forget(self, ref: TargetRef) -> None:
         """Expose nothing of a target any more. To be called once its controller has ended: what would be counted after
