@@ -152,7 +152,7 @@ class Election:
         """Renew the Lease until it is lost."""
         pause = self._pause()
         while True:
-            await asyncio.sleep(min(pause, max(self._me.leads_until - self._now(), 0.0)))
+            await asyncio.sleep(min(pause, max(self._me.leads_until - self._now(), _SHORTEST_SECONDS)))
             if not self.leads:
                 break
             try:
