@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from vllm_chill.adapters.kubernetes.client import (
+    CALL_SECONDS,
     ApiClient,
     ApiError,
     Json,
@@ -30,6 +31,7 @@ from vllm_chill.ports import Observer
 SEEN_SECONDS = 10.0
 _NUDGE_SECONDS = 2.0
 _TRIES = 4
+_WRITE_SECONDS = CALL_SECONDS + 1  # so that a call that is never answered is told as such
 _ANOTHER_SECONDS = 1.0
 
 
@@ -79,7 +81,8 @@ class KubernetesBackend:
         await self._mark(ref, replicas, doomed)
         view = self._views.get(ref)
         try:
-            answer = await self._compare_and_set(ref, replicas, view)
+            async with asyncio.timeout(_WRITE_SECONDS):
+                answer = await self._compare_and_set(ref, replicas, view)
             version = int(metadata_of(answer)["resourceVersion"])
         except ApiError as error:
             refusal = _refusal(ref, error)
@@ -88,6 +91,9 @@ class KubernetesBackend:
             raise refusal from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
+        except TimeoutError as error:
+            late = f"the number of replicas of {ref.named} was not written within {_WRITE_SECONDS:g} s"
+            raise BackendUnavailable(late) from error
         if view is not None:
             await self._seen(view, version, f"{ref.named} took the write, and it was")
 
@@ -108,10 +114,10 @@ class KubernetesBackend:
         """Write the number over the one that was seen: of two who change the same one, one does.
 
         The object changes for other reasons too, such as its status; then it is tried again with what is seen by then.
-        Not with zero: whoever lets nobody in meanwhile does so for no longer than one call may take.
+        All of that takes hardly longer than one call may: for so long others let nobody in while zero is written.
         """
         before = view.replicas if view is not None else None
-        for left in reversed(range(_TRIES if replicas else 1)):
+        for left in reversed(range(_TRIES)):
             version = view.object_version if view is not None else ""
             try:
                 return await self._patch(ref, replicas, version)
