@@ -114,7 +114,7 @@ async def test_a_scrape_with_its_token_over_https_as_a_pod_asks_with_no_more_tha
     places = Places({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": str(port)}, tmp_path)
     async with connect(places=places) as api:
         with pytest.raises(
-            BackendRefused, match=r'tokenreviews .* \(403\): .*; grant "create" on it to the controller'
+            BackendRefused, match=r'tokenreviews .* \(403\): .*; grant "create" on it to its ServiceAccount'
         ):
             await KubernetesReviews(api).may(reader, "get", "/metrics")
         await grants.grant("controller", MAY_ASK)
