@@ -161,4 +161,6 @@ async def test_while_the_server_is_away_an_answer_counts_for_its_time_and_then_i
                 await reviews.may(reader, "get", "/metrics")
     finally:
         await answers(cluster.api)
+        # A server that has just begun has yet to read who may do what.
+        await until(KubernetesReviews(cluster.api, refused_seconds=0), reader, Granted())
     assert await reviews.may(reader, "get", "/metrics") == Granted()
