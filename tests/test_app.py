@@ -97,6 +97,19 @@ def test_what_requests_are_brought_together_by(
     assert plan.bounds.load_factor == load_factor
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        pytest.param({}, "vllm-chill", id="the usual target"),
+        pytest.param({"deployment": "llama"}, "vllm-chill-llama", id="another one beside it"),
+        pytest.param({"models": "crd"}, "vllm-chill", id="models"),
+        pytest.param({"deployment": "llama", "lease_name": "mine"}, "mine", id="as it is told"),
+    ],
+)
+def test_proxies_of_different_targets_have_different_leases(flags: dict[str, str], name: str) -> None:
+    assert Plan(load_settings(flags)).lease_name == name
+
+
 def test_a_build_is_what_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CHILL_COMMIT", raising=False)
     monkeypatch.setenv("VLLM_CHILL_BUILD_DATE", "2026-01-31T12:00:00Z")

@@ -40,7 +40,6 @@ from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from vllm_chill.control.policies import ScaleTargets
-    from vllm_chill.settings.serve import Settings
 
 
 @contextlib.asynccontextmanager
@@ -56,7 +55,7 @@ class Cluster:
     def __init__(self, plan: Plan, api: ApiClient) -> None:
         self._plan = plan
         self._api = api
-        self.peering = _peering(plan.settings, api) if plan.settings.leader_elect == "on" else None
+        self.peering = _peering(plan, api) if plan.settings.leader_elect == "on" else None
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         settings = self._plan.settings
@@ -154,12 +153,13 @@ class Cluster:
             log.warning(complaint)
 
 
-def _peering(settings: Settings, api: ApiClient) -> Peering:
+def _peering(plan: Plan, api: ApiClient) -> Peering:
+    settings, name = plan.settings, plan.lease_name
     identity, lease_seconds = new_identity(), settings.lease_duration.total_seconds()
-    lease = KubernetesLease(api, settings.namespace, settings.lease_name)
+    lease = KubernetesLease(api, settings.namespace, name)
     election = Election(lease, identity, lease_terms_of(lease_seconds))
     terms = terms_of(lease_seconds)
-    reports = KubernetesPeers(api, settings.namespace, settings.lease_name, gone_seconds=terms.gone_seconds)
+    reports = KubernetesPeers(api, settings.namespace, name, gone_seconds=terms.gone_seconds)
     return Peering(reports, election, identity, terms)
 
 

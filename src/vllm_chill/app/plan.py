@@ -125,6 +125,14 @@ class Plan:
         return TargetRef(self.settings.namespace, self.settings.deployment)
 
     @property
+    def lease_name(self) -> str:
+        """The Lease of the proxies that serve the same: those of other targets have another one."""
+        if self.settings.lease_name is not None:
+            return self.settings.lease_name
+        usual = self.catalogue is not None or self.settings.deployment == "vllm"
+        return "vllm-chill" if usual else f"vllm-chill-{self.settings.deployment}"
+
+    @property
     def title(self) -> str:
         """What it serves, for a log line."""
         return str(self.ref) if self.catalogue is None else f"models of {self.catalogue}"

@@ -307,10 +307,11 @@ class Settings(Declared):
         "sleep only if this one is elected to, and no other uses it. off is for a proxy that is always alone, while it "
         "is updated too.",
     )  # fmt: skip
-    lease_name: Subdomain = setting(
-        "vllm-chill", "LEASE_NAME", "High availability", "a Lease's name: lower-case letters, digits, - and .",
+    lease_name: Subdomain | None = setting(
+        None, "LEASE_NAME", "High availability", "a Lease's name: lower-case letters, digits, - and .",
         "The Lease of --namespace that the proxy which leads holds; what each reports is in Leases whose names begin "
-        "so. Proxies that serve other targets in the same namespace need another one.",
+        "so. It is to be the same for all proxies of the same targets, and another one for those of others. Not set: "
+        "vllm-chill, and vllm-chill-NAME with a --deployment of another NAME than vllm.",
     )  # fmt: skip
     lease_duration: PositiveDuration = setting(
         timedelta(seconds=15), "LEASE_DURATION", "High availability", DURATION,
