@@ -27,7 +27,7 @@ async def test_damaged_bytes_break_nothing_and_leave_nothing(fast: bool) -> None
 async def test_many_damaged_bytes_break_nothing_and_leave_nothing(fast: bool) -> None:
     figures = await fuzz(20_000, seed=8, fast=fast)
     assert (figures.crashes, figures.leaks) == ([], [])
-    assert figures.growth_kb < 100  # a lease or a connection that is left is ten times that
+    assert figures.growth_kb < 300  # the allocator makes up to 100 of it; a connection that each tenth leaves, 1000
 
 
 @pytest.mark.parametrize("count", [3_000, pytest.param(50_000, marks=pytest.mark.slow)])
