@@ -12,8 +12,22 @@ from vllm_chill.errors import SettingError
 
 _MOST_BYTES = 4 << 20
 
-_State = tuple[int, int, int] | None
-"""What a file that was written anew differs in, or None for one that is not there."""
+State = tuple[int, int, int]
+"""What a file that was written anew differs in, and a link that leads to another one."""
+
+
+def state_of(path: Path) -> State:
+    """The state of a file. Raises OSError."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def state_if_there(path: Path) -> State | None:
+    """The state of a file; None for one that is not there, or cannot be looked at."""
+    try:
+        return state_of(path)
+    except OSError:
+        return None
 
 
 class FollowedFile:
@@ -22,16 +36,16 @@ class FollowedFile:
     def __init__(self, path: Path, flag: str) -> None:
         self._path = path.expanduser()
         self.name = f"{flag} {path}"
-        self._seen: _State = None
+        self._seen: State | None = None
 
     @property
     def changed(self) -> bool:
         """Whether it is another one than the one that was read last."""
-        return self._state() != self._seen
+        return state_if_there(self._path) != self._seen
 
     def read(self) -> str:
         """What is in it. Raises SettingError, a sentence that says nothing of it."""
-        self._seen = self._state()
+        self._seen = state_if_there(self._path)
         try:
             with self._path.open("rb") as file:
                 content = file.read(_MOST_BYTES + 1)
@@ -42,10 +56,3 @@ class FollowedFile:
             raise SettingError(f"{self.name}: the file cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise SettingError(f"{self.name}: the file is no text in UTF-8") from None
-
-    def _state(self) -> _State:
-        try:
-            state = self._path.stat()
-        except OSError:
-            return None
-        return state.st_mtime_ns, state.st_ino, state.st_size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from vllm_chill.adapters.followed_file import State, state_of
 from vllm_chill.errors import BackendUnavailable, SettingError
 
 
@@ -174,13 +175,11 @@ def _mend(access: PrometheusAccess, error: ssl.SSLCertVerificationError) -> str:
     return f"see whether {access.ca_file} has the authority that signed it"
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
-    """What is another when the file is, or when a link leads to another one."""
+def _stamp(file: Path) -> State:
     try:
-        stat = file.stat()
+        return state_of(file)
     except OSError as error:
         raise BackendUnavailable(f"{file} cannot be read: {_cause(error)}; give a PEM file") from None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _cause(error: OSError) -> str:

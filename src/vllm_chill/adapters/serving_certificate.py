@@ -13,13 +13,11 @@ from typing import Any
 
 import structlog
 
+from vllm_chill.adapters.followed_file import State, state_if_there
 from vllm_chill.errors import SettingError
 
 _VALID = datetime.timedelta(days=3650)
 """Longer than any process runs. Nobody verifies it, so nobody minds."""
-
-_State = tuple[int, int, int] | None
-"""What a file that was written anew differs in, or None for one that is not there."""
 
 
 def from_files(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -113,8 +111,8 @@ class _Files:
         context.load_cert_chain(self._certificate, self._key, password="")
         return context
 
-    def _state(self) -> tuple[_State, _State]:
-        return _state_of(self._certificate), _state_of(self._key)
+    def _state(self) -> tuple[State | None, State | None]:
+        return state_if_there(self._certificate), state_if_there(self._key)
 
     def _problem(self, error: Exception) -> str:
         match error:
@@ -127,14 +125,6 @@ class _Files:
             case _:
                 why = str(error)
         return f"the certificate {self._certificate} and its key {self._key} cannot be used: {why}"
-
-
-def _state_of(path: Path) -> _State:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def _context() -> ssl.SSLContext:
