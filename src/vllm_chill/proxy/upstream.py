@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
 from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
+from vllm_chill.adapters.keepalive import keepalive
 from vllm_chill.core.target import Endpoint
 from vllm_chill.errors import ChillError, UpstreamRefused, UpstreamReset
 
@@ -20,10 +20,7 @@ IDLE_LIMIT = 256
 IDLE_SECONDS = 4.0
 
 # A model may think for long and a node that died says nothing either: only the kernel can tell them apart.
-_KEEPALIVE_TIMES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
-    (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEPALIVE_TIMES if hasattr(socket, name)
-]
+KEEPALIVE = keepalive(idle_seconds=30, interval_seconds=10, probes=3)
 
 
 class Exchange(Protocol):

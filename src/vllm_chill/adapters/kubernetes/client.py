@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
+from vllm_chill.adapters.keepalive import keepalive
 from vllm_chill.adapters.kubernetes.credentials import Access, Credentials, Places, find
 from vllm_chill.errors import BackendUnavailable, SettingError
 
@@ -24,8 +25,8 @@ CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _ERROR_BYTES = 65536
 _RETRY_AFTER_MOST_SECONDS = 30.0
-# A peer that is gone without a word is noticed within 11 s, which costs the server nothing; by default it takes hours.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+# A server that is gone is noticed within 11 s, which costs it nothing.
+_KEEPALIVE = keepalive(idle_seconds=5, interval_seconds=2, probes=3)
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 """What reading something of another shape than an API server's raises."""
 
@@ -91,10 +92,8 @@ async def connect(
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-        if hasattr(socket, option):  # not every system has them
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    for option in _KEEPALIVE:
+        made.setsockopt(*option)
     return made
 
 
