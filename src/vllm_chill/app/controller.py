@@ -29,7 +29,6 @@ from vllm_chill.adapters.prometheus_loads import PrometheusLoads
 from vllm_chill.adapters.serving_certificate import from_files, self_signed
 from vllm_chill.adapters.vllm import EngineScraper
 from vllm_chill.api.variant_entries import MainSettings
-from vllm_chill.app.running import running
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
@@ -37,6 +36,7 @@ from vllm_chill.control.election import Election, new_identity
 from vllm_chill.control.loads import LoadCollector
 from vllm_chill.control.peering import Peering
 from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.control.running import running
 from vllm_chill.control.served_variants import ServedVariants
 from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.control.variant_configs import VariantConfigs

@@ -27,13 +27,13 @@ from vllm_chill.app.access import Access
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
-from vllm_chill.app.running import running
 from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.world import open_ground
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.fleet import Fleet
+from vllm_chill.control.running import running
 from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import GpuStats, Recorder

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from vllm_chill.control.running import running
 from vllm_chill.core import peers
 from vllm_chill.core.lifecycle import taken_down
 from vllm_chill.core.peers import Demand, Peers, Report, Terms
@@ -173,14 +174,11 @@ class Peering:
         while True:
             await self.turn.wait()
             led(True)
-            working, over = asyncio.create_task(work()), asyncio.create_task(self._over.wait())
             try:
-                await asyncio.wait([working, over], return_when=asyncio.FIRST_COMPLETED)
+                async with running(self._over.wait()) as over, running(work()) as working:
+                    await asyncio.wait([working, over], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 led(False)
-                for task in (working, over):
-                    task.cancel()
-                await asyncio.wait([working, over])
             if not working.cancelled():
                 return working.result()
 
@@ -207,25 +205,18 @@ class Peering:
         while True:
             self._news.clear()
             self._review()
-            pause = _LOOK_SECONDS
             try:
                 async with asyncio.timeout(_CALL_SECONDS):
                     await self._report()
-            except BackendRefused as error:
-                self._failed(error, for_good=True)
-                pause = _REFUSED_SECONDS
             except BackendError as error:
-                self._failed(error, for_good=False)
-                pause = _PAUSE_SECONDS
+                await self._failed(error)
             except TimeoutError:
                 late = f"a report was neither written nor read within {_CALL_SECONDS:g} s"
-                self._failed(BackendUnavailable(late), for_good=False)
-                pause = _PAUSE_SECONDS
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    if pause != _LOOK_SECONDS:
-                        await asyncio.sleep(pause)
-                    await self._news.wait()
+                await self._failed(BackendUnavailable(late))
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await self._news.wait()
 
     async def _report(self) -> None:
         """Write what is to be told, and read what the others have told where something rests on that."""
@@ -259,7 +250,9 @@ class Peering:
         with contextlib.suppress(BackendError):
             await self._store.remove(report)
 
-    def _failed(self, error: BackendError, *, for_good: bool) -> None:
+    async def _failed(self, error: BackendError) -> None:
+        """Take that the others could not be told, or not be asked, and wait a little."""
+        for_good = isinstance(error, BackendRefused)
         if not self._is_known and (for_good or self._clock() - self._begun >= _FIRST_SECONDS):
             self._is_known = True
         if (for_good or self._is_known) and self._trouble != error.message:
@@ -267,6 +260,7 @@ class Peering:
             event = "nothing is put to sleep: other proxies cannot be told who is served here"
             (self._log.error if for_good else self._log.warning)(event, cause=error.message)
         self._review()
+        await asyncio.sleep(_REFUSED_SECONDS if for_good else _PAUSE_SECONDS)
 
     async def _say_goodbye(self) -> None:
         """Have nobody wait for this proxy's report to run out."""
