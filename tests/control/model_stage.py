@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.control.nobody import Nobody
 from vllm_chill.adapters.memory_objects import MemoryObjects, Said
 from vllm_chill.api.workload import WorkloadDefaults, workload_name
 from vllm_chill.control.controller import ScaleController
@@ -16,7 +17,7 @@ from vllm_chill.control.models import MODELS, ModelReconciler
 from vllm_chill.control.reconciler import Rhythm
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.objects import Collection, Json
-from vllm_chill.core.target import Endpoint, Limits, Observation, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Observation, TargetRef
 from vllm_chill.ports import Observer
 
 NAMESPACE = "ai-apps"
@@ -24,17 +25,6 @@ DEPLOYMENTS = Collection("apps/v1", "Deployment", "deployments", NAMESPACE)
 SERVICES = Collection("v1", "Service", "services", NAMESPACE)
 GRACE_SECONDS = 100.0
 _HERE = Endpoint("127.0.0.1", 8000)
-
-
-class _Nobody:
-    """A recorder that keeps nothing."""
-
-    def changed(self, before: Target, after: Target, now: float) -> None: ...
-    def progressed(self, target: Target, now: float) -> None: ...
-    def answered(self, now: float) -> None: ...
-    def departed(self, endpoint: Endpoint) -> None: ...
-    def held(self, seconds: float) -> None: ...
-    def scaled(self, target: Target, replicas: int, error: str | None) -> None: ...
 
 
 class ObjectsBackend:
@@ -124,7 +114,7 @@ class Served:
 
     def _begin(self, name: str, entry: ModelEntry) -> None:
         limits = Limits(entry.idle_seconds or 300, 1800)
-        controller = self.controllers[name] = ScaleController(entry.ref, limits, self.backend, _Nobody())
+        controller = self.controllers[name] = ScaleController(entry.ref, limits, self.backend, Nobody())
         assert self.models is not None
         models = self.models
         controller.on_change = lambda: models.changed(name)

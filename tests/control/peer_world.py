@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
+from tests.control.nobody import Nobody
 from vllm_chill.adapters.memory_lease import MemoryLease
 from vllm_chill.adapters.memory_peers import MemoryPeers
 from vllm_chill.control.controller import ScaleController
@@ -18,7 +19,7 @@ from vllm_chill.control.peering import Peering
 from vllm_chill.core.election import Record, StoredLease
 from vllm_chill.core.election import Terms as LeaseTerms
 from vllm_chill.core.peers import Demands, Report, Terms
-from vllm_chill.core.target import Endpoint, Limits, Observation, Progress, Replica, Stage, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable
 from vllm_chill.ports import Observer, PeersObserver
 
@@ -32,17 +33,6 @@ CALL = 3.0
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-class Silent:
-    """A recorder of nothing."""
-
-    def changed(self, before: Target, after: Target, now: float) -> None: ...
-    def progressed(self, target: Target, now: float) -> None: ...
-    def answered(self, now: float) -> None: ...
-    def departed(self, endpoint: Endpoint) -> None: ...
-    def held(self, seconds: float) -> None: ...
-    def scaled(self, target: Target, replicas: int, error: str | None) -> None: ...
 
 
 @dataclass
@@ -130,6 +120,16 @@ class Way:
         self._newest = 0
         self._observer: Observer | None = None
 
+    async def _sees(self, observer: Observer | PeersObserver) -> bool:
+        """Whether news came through; who watches is told if they did not."""
+        try:
+            await self.road.pass_()
+        except BackendUnavailable as error:
+            observer.lost(error.message)
+            await asyncio.sleep(1)
+            return False
+        return True
+
     # The target.
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
@@ -145,11 +145,7 @@ class Way:
     async def watch_target(self, observer: Observer) -> None:
         self._observer = observer
         while True:
-            try:
-                await self.road.pass_()
-            except BackendUnavailable as error:
-                observer.lost(error.message)
-                await asyncio.sleep(1)
+            if not await self._sees(observer):
                 continue
             self._tell_target()
             async with self.world.engine.changed:
@@ -166,11 +162,7 @@ class Way:
         while True:
             version, reports = store.newest, dict(store.reports)
             await asyncio.sleep(self.road.behind)
-            try:
-                await self.road.pass_()
-            except BackendUnavailable as error:
-                observer.lost(error.message)
-                await asyncio.sleep(1)
+            if not await self._sees(observer):
                 continue
             # A watch is never behind what was read before.
             if version >= self._newest:
@@ -261,7 +253,7 @@ class World:
         name = f"p{self._count}"
         road = Road(self.random, self.delay if delay is None else delay)
         way = Way(self, road)
-        controller = ScaleController(REF, Limits(self.idle, 1800), _Target(way), Silent())
+        controller = ScaleController(REF, Limits(self.idle, 1800), _Target(way), Nobody())
         election = Election(way, name, LeaseTerms(15, 10, 2), chance=self.random.random)
         terms = Terms()
         peering = Peering(_Reports(way), election, name, terms)

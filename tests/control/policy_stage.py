@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.control.model_stage import DEPLOYMENTS, NAMESPACE, ObjectsBackend
-from tests.control.scaling_stage import Clock, Load, Nobody
+from tests.control.nobody import Nobody
+from tests.control.scaling_stage import Clock, Load
 from vllm_chill.adapters.memory_objects import MemoryObjects, Said
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers
 from vllm_chill.control.controller import ScaleController

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tests.control.nobody import Nobody
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.autoscaler import Autoscaler
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.core.scaling.policy import Pace, Policy, Rule
 from vllm_chill.core.scaling.signals import Metric, ReplicaReading, Sample, Signal
-from vllm_chill.core.target import Endpoint, Limits, Observation, Phase, Target, TargetRef
+from vllm_chill.core.target import Endpoint, Limits, Observation, Phase, TargetRef
 
 HERE = Endpoint("127.0.0.1", 8000)
 REF = TargetRef("ai-apps", "vllm")
@@ -42,17 +43,6 @@ class SharedBackend(MemoryBackend):
 
     def _tell(self, seen: Observation) -> None:
         super()._tell(replace(seen, replicas_by=self.by))
-
-
-class Nobody:
-    """A recorder that keeps nothing."""
-
-    def changed(self, before: Target, after: Target, now: float) -> None: ...
-    def progressed(self, target: Target, now: float) -> None: ...
-    def answered(self, now: float) -> None: ...
-    def departed(self, endpoint: Endpoint) -> None: ...
-    def held(self, seconds: float) -> None: ...
-    def scaled(self, target: Target, replicas: int, error: str | None) -> None: ...
 
 
 @dataclass

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.control.scaling_stage import HERE, REF, Nobody, SharedBackend
+from tests.control.nobody import Nobody
+from tests.control.scaling_stage import HERE, REF, SharedBackend
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.direct import DirectTargets, MadeTarget
 from vllm_chill.control.unserved import UnservedBackend, unserved

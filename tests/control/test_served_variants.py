@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.control.scaling_stage import HERE, REF, Clock, Load, Nobody, policy
+from tests.control.nobody import Nobody
+from tests.control.scaling_stage import HERE, REF, Clock, Load, policy
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.control.autoscaler import Autoscaler, Autoscalers
 from vllm_chill.control.controller import ScaleController
