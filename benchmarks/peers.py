@@ -30,22 +30,11 @@ def _vllm_chill(*flags: str) -> Callable[[Ground, int], list[str] | None]:
     def command(ground: Ground, port: int) -> list[str]:
         # The whole product: the upstream is its own child, woken by the first request and leased by each.
         serve = [sys.executable, "-m", "vllm_chill", "serve", "--backend", "process", "--host", "127.0.0.1"]
-        timing = [
-            "--idle-timeout",
-            "1h",
-            "--stop-timeout",
-            "1s",
-            "--shutdown-delay",
-            "0",
-            "--health-path",
-            "/v1/models",
-            "--state-dir",
-            "",
-            "--log-level",
-            "error",
-        ]
+        timing = ["--idle-timeout", "1h", "--stop-timeout", "1s", "--shutdown-delay", "0"]
+        # An upload of 1 GiB is more than a model is sent.
+        ground_only = ["--health-path", "/v1/models", "--state-dir", "", "--log-level", "error", "--max-body", "0"]
         engine = ["taskset", "-c", "1", str(ground.folder / "stub"), "{port}"]
-        return [*serve, "--port", str(port), *timing, *flags, "--", *engine]
+        return [*serve, "--port", str(port), *timing, *ground_only, *flags, "--", *engine]
 
     return command
 
