@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 from collections import Counter
@@ -41,15 +42,16 @@ class Latency:
 
 class Load:
     """`per_second` plain requests a second, whether or not those before have been answered, and `streams` streams one
-    after another all the time, each of `tokens` tokens. What is sent belongs to the `interval` that is set then.
+    after another all the time, each of `tokens` tokens. They go to each of the proxies in turn. What is sent belongs to
+    the `interval` that is set then.
 
     Invariant: once it is left, `sent` has every request, and each has an outcome.
     """
 
-    def __init__(self, url: str, *, per_second: int = 40, streams: int = 4, tokens: int = 50) -> None:
+    def __init__(self, *urls: str, per_second: int = 40, streams: int = 4, tokens: int = 50) -> None:
         self.interval = "before"
         self.sent: list[Sent] = []
-        self._url = url + CHAT
+        self._urls = itertools.cycle(url + CHAT for url in urls)
         self._per_second = per_second
         self._streams = streams
         self._tokens = tokens
@@ -106,7 +108,7 @@ class Load:
         now = asyncio.get_running_loop().time
         begun, interval = now(), self.interval
         try:
-            async with self._session.post(self._url, json=self._question(streamed)) as response:
+            async with self._session.post(next(self._urls), json=self._question(streamed)) as response:
                 outcome = self._judged(response.status, await response.read(), streamed)
         except aiohttp.ServerTimeoutError:
             outcome = "timeout"

@@ -25,6 +25,7 @@ from tests.chaos.sick_server import Sickness, SickServer
 from tests.cluster.account import ROLE, install, mount
 from tests.cluster.cluster import Cluster
 from tests.cluster.forwarder import Forwarder
+from tests.cluster.peers import until_they_know
 from tests.cluster.serving import CHAT, caller, question
 from tests.serving import Serving, clean_environment, followed
 from vllm_chill.adapters.kubernetes.client import Json
@@ -130,6 +131,14 @@ class Stage:
         made = Proxy(target, serving, network, api, folder)
         self.proxies.append(made)
         return made
+
+    async def two(self, target: Target, *flags: str, **environment: str) -> tuple[Proxy, Proxy]:
+        """Two proxies of a target that know of one another, the one that leads first."""
+        async with asyncio.TaskGroup() as starting:
+            started = [starting.create_task(self.proxy(target, *flags, **environment)) for _ in range(2)]
+        one, other = (task.result() for task in started)
+        leader, _ = await until_they_know(one.serving, other.serving)
+        return (one, other) if leader is one.serving else (other, one)
 
     def fall_ill(self, sickness: Sickness | None, *, last_words: bytes = b"") -> None:
         """Have the API server be so for all proxies, whose watches end; None: be well again."""

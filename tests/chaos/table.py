@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +22,22 @@ class Row:
 
 
 def load_cells(load: Load) -> dict[str, str]:
-    """What came of a load."""
-    failures = load.failures()
+    """What came of a load, and how long its plain requests took in each interval."""
+    intervals = ("before", "during", "after")
+    return {**came(load), **{interval: latency(load.latency(interval)) for interval in intervals}}
+
+
+def came(*loads: Load) -> dict[str, str]:
+    """What came of some loads together."""
+    sent = sum(len(load.sent) for load in loads)
+    failures = sum((load.failures() for load in loads), Counter[str]())
     failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items())) or "0"
-    return {
-        "sent": str(len(load.sent)),
-        "answered": str(len(load.sent) - failures.total()),
-        "failed": failed,
-        **{interval: _latency(load.latency(interval)) for interval in ("before", "during", "after")},
-    }
+    return {"sent": str(sent), "answered": str(sent - failures.total()), "failed": failed}
+
+
+def latency(measured: Latency) -> str:
+    """Milliseconds: the median, and the 99th of 100."""
+    return f"{measured.p50 * 1000:.1f} / {measured.p99 * 1000:.0f}"
 
 
 def in_words(rows: list[Row]) -> str:
@@ -69,7 +77,3 @@ def _table(rows: list[Row]) -> str:
     heads = ["scenario", *rows[0].cells]
     lines = [heads, ["---"] * len(heads), *([row.scenario, *row.cells.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _latency(latency: Latency) -> str:
-    return f"{latency.p50 * 1000:.1f} / {latency.p99 * 1000:.0f}"

@@ -1,9 +1,9 @@
 """An API server that fails in every way, under load: who is warm notices nothing, nobody is put to sleep for what is no
 longer known to be so, who waits hears the cause, and the return needs no restart.
 
-Four targets, each with a proxy of its own: `warm` has the load; `idle` falls idle within the failure; `kept` falls idle
-within it too, and is in use again before it ends; `cold` has nobody, and two callers come within the failure: one whose
-hold ends before it does, one whose hold lasts.
+Four targets, each with two proxies of its own: `warm` has the load; `idle` falls idle within the failure; `kept` falls
+idle within it too, and is in use again before it ends; `cold` has nobody, and two callers come within the failure: one
+whose hold ends before it does, and at the other proxy one whose hold lasts.
 """
 
 from __future__ import annotations
@@ -146,11 +146,11 @@ async def said_at_the_end_of_its_hold(proxy: Proxy, hold_seconds: int) -> str:
     return str(error["message"])
 
 
-async def seen_again(stage: Stage, proxy: Proxy) -> float:
-    """How long it takes until what somebody else writes is seen."""
+async def seen_again(stage: Stage, proxies: tuple[Proxy, ...]) -> float:
+    """How long it takes until all of them see what somebody else writes."""
     begun = now()
-    await stage.cluster.scale(2, proxy.target.name)
-    await proxy.until(lambda target: target["replicas"] == 2, 60)
+    await stage.cluster.scale(2, proxies[0].target.name)
+    await asyncio.gather(*(proxy.until(lambda target: target["replicas"] == 2, 60) for proxy in proxies))
     return now() - begun
 
 
@@ -160,47 +160,48 @@ async def test_a_failing_api_server(failure: Failure, stage: Stage, rows: list[R
     targets = await stage.targets("warm", "idle", "kept", "cold", awake=("warm", "idle", "kept"))
     async with asyncio.TaskGroup() as starting:
         flags = {"idle": idle_flags, "kept": idle_flags}
-        started = [starting.create_task(stage.proxy(one, *flags.get(name, ()))) for name, one in targets.items()]
+        started = [starting.create_task(stage.two(one, *flags.get(name, ()))) for name, one in targets.items()]
     warm, idle, kept, cold = (task.result() for task in started)
-    for proxy in (warm, idle, kept):
+    for proxy in (*warm, *idle, *kept):
         assert (await answered(proxy.url))[0] == 200
-    await cold.until(lambda target: target["phase"] == "asleep")
+    for proxy in cold:
+        await proxy.until(lambda target: target["phase"] == "asleep")
     generation = await stage.cluster.generation("kept")
 
-    in_use = Load(kept.url, per_second=1, streams=1, tokens=150)
-    async with Load(warm.url) as load, AsyncExitStack() as using, asyncio.TaskGroup() as tasks:
-        for _ in range(_BEFORE_SECONDS):
+    in_use = Load(*(proxy.url for proxy in kept), per_second=1, streams=1, tokens=150)
+    async with Load(*(proxy.url for proxy in warm)) as load, AsyncExitStack() as using, asyncio.TaskGroup() as tasks:
+        for second in range(_BEFORE_SECONDS):
             await asyncio.sleep(1)
-            for proxy in (idle, kept):
-                assert (await answered(proxy.url))[0] == 200
+            for pair in (idle, kept):
+                assert (await answered(pair[second % 2].url))[0] == 200
         load.interval = "during"
         begun = now()
         async with failure.of(stage):
             if failure.cause is None:
-                early = tasks.create_task(answered(cold.url))
+                early = tasks.create_task(answered(cold[0].url))
             else:
-                told = tasks.create_task(said_at_the_end_of_its_hold(cold, 12))
+                told = tasks.create_task(said_at_the_end_of_its_hold(cold[0], 12))
             await asyncio.sleep(begun + IDLE_SECONDS + 3 - now())
             if failure.cause is not None:
                 # Both are idle, and cannot be put to sleep: who comes now is served at once.
-                for proxy in (idle, kept):
+                for proxy in (*idle, *kept):
                     status, _, seconds = await answered(proxy.url)
                     assert status == 200
                     assert seconds < 1, f"{proxy.target.name}: {seconds:.1f} s"
                 await using.enter_async_context(in_use)
                 await asyncio.sleep(begun + 13 - now())
-                late = tasks.create_task(answered(cold.url))
+                late = tasks.create_task(answered(cold[1].url))
             await asyncio.sleep(begun + FAILURE_SECONDS - now())
-            assert [proxy.serving.process.returncode for proxy in stage.proxies] == [None] * 4
+            assert [proxy.serving.process.returncode for proxy in stage.proxies] == [None] * 8
             if failure.cause is not None:
                 assert re.search(failure.cause, await told), told.result()
-                assert not idle.said("asleep")
+                assert not any(proxy.said("asleep") for proxy in idle)
                 assert not late.done()
         load.interval = "after"
         returned = now()
         recoveries = await asyncio.gather(
-            stage.replicas_become(cold.target, 1),
-            stage.replicas_become(idle.target, 0),
+            stage.replicas_become(cold[0].target, 1),
+            stage.replicas_become(idle[0].target, 0),
             seen_again(stage, warm),
         )
         status, body, _ = await (early if failure.cause is None else late)

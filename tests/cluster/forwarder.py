@@ -93,7 +93,7 @@ class _Pair:
         self.frozen = asyncio.Event()
 
     async def pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # ENOTCONN is no ConnectionError
             while data := await reader.read(65536):
                 if self.frozen.is_set():
                     await asyncio.Event().wait()

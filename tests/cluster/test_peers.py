@@ -9,33 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
-import msgspec
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.serving import Answer, ask, get, in_front_of
+from tests.cluster.peers import until_they_know
+from tests.cluster.serving import Answer, ask, in_front_of
 from tests.serving import Serving
-from vllm_chill.api.status import PeersStatus, ProxyStatus
 
 IDLE = "3s"
 LEASE = ("--lease-duration", "6s")
-
-
-async def peers_of(proxy: Serving) -> PeersStatus:
-    _, text = await get(proxy.url + "/proxy/status")
-    peers = msgspec.json.decode(text, type=ProxyStatus).peers
-    assert peers is not None
-    return peers
-
-
-async def until_they_know(*proxies: Serving, seconds: float = 30) -> list[Serving]:
-    """The proxies, the one that leads first, once each knows of all the others."""
-    async with asyncio.timeout(seconds):
-        while True:
-            stands = [await peers_of(proxy) for proxy in proxies]
-            if all(len(one.others) == len(proxies) - 1 for one in stands) and any(one.leads for one in stands):
-                order = sorted(range(len(proxies)), key=lambda i: not stands[i].leads)
-                return [proxies[i] for i in order]
-            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
