@@ -178,7 +178,7 @@ async def test_the_rights_to_one_config_map_keep_what_was_saved(
             with pytest.raises(BackendRefused, match='cannot get resource "configmaps"'):
                 await SavingsMap(api, cluster.namespace, "another").read()
         else:
-            with pytest.raises(BackendRefused, match=f'cannot {verb} resource "configmaps" .* deploy/rbac.yaml'):
+            with pytest.raises(BackendRefused, match=f'cannot {verb} resource "configmaps" .*deploy/rbac.yaml'):
                 await keep()
 
 
