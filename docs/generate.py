@@ -245,6 +245,7 @@ _LABEL_NAMES = {
         )
     },
     **{f"vllm_chill_replica_{name}": "target, replica, kind" for name in ("inference_latency_seconds", "tokens")},
+    "vllm_chill_gpu_seconds": "target, state",
     "vllm_chill_build_info": "version",
 }
 
@@ -316,6 +317,7 @@ _CONTROLLER_LABELS = {
     "leader_election_master_status": "name",
     "rest_client_request_duration_seconds": "verb",
     "rest_client_requests": "method, code",
+    "vllm_chill_gpu_seconds": "target, state",
     "vllm_chill_build_info": "version",
     "workqueue_depth": "name",
     "wva_pod_mapping_miss": "",

@@ -12,6 +12,7 @@ from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.peers import Demands, Report
 from vllm_chill.core.saturation.places import LoadReading, PodPlace
+from vllm_chill.core.savings_ledger import KeptText
 from vllm_chill.core.target import Endpoint, Observation, Resource, Target, TargetRef
 
 
@@ -202,6 +203,21 @@ class StartHistory(Protocol):
 
     async def save(self, ref: TargetRef, text: str) -> None:
         """Keep this text in place of the one before."""
+
+
+class SavingsStore(Protocol):
+    """Where what was saved outlasts this process: one text, opaque here, that several processes read and write.
+    `tests/adapters/savings_contract.py` is the contract in full.
+
+    Both calls may be cancelled at any await, and one that fails or is cancelled may have written. Each raises
+    BackendUnavailable (try again later) or BackendRefused (no use).
+    """
+
+    async def read(self) -> KeptText | None:
+        """The text as it is at this moment; None if there is none."""
+
+    async def write(self, text: str, before: KeptText | None) -> None:
+        """Have it say this in place of what was read before. Raises BackendConflict if it is another by now."""
 
 
 class GpuStats(Protocol):

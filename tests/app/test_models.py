@@ -20,6 +20,7 @@ from vllm_chill.app.world import World
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.fleet import Fleet
+from vllm_chill.control.savings import Savings
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.target import Asleep, Endpoint, Phase, Ready, TargetRef
 from vllm_chill.errors import ModelNotFound
@@ -39,6 +40,7 @@ class House:
     models: ServedModels
     directory: Directory
     metrics: Metrics
+    savings: Savings
     backends: dict[str, MemoryBackend] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)
 
@@ -65,7 +67,8 @@ async def house(*entries: ModelEntry, **flags: str) -> AsyncIterator[House]:
     plan = Plan(load_settings({"models": "crd", "idle_timeout": "5m", **flags}))
     metrics, pool, budget = Metrics(CollectorRegistry(), "test"), UpstreamPool(), Budget(1 << 20)
     opened = open_meters(pods=False)
-    maker = TargetMaker(plan, metrics, pool, budget, await opened.__aenter__(), Autoscalers())
+    savings = Savings()
+    maker = TargetMaker(plan, metrics, pool, budget, await opened.__aenter__(), Autoscalers(), savings=savings)
     directory = Directory(budget, default=plan.settings.model_id)
     fleet = Fleet(plan.rules, metrics.switched)
 
@@ -77,10 +80,10 @@ async def house(*entries: ModelEntry, **flags: str) -> AsyncIterator[House]:
             here.closed.append(one.name)
 
         target = replace(plan.of_model(one), direct=False)
-        return maker.make(target, World(backend, None, lambda: None, close))
+        return maker.make(target, World(backend, None, lambda: None, close, lambda: one.gpus))
 
     models = ServedModels(plan, directory, fleet, make)
-    here = House(models, directory, metrics)
+    here = House(models, directory, metrics, savings)
 
     async def tell() -> None:
         models.catalogued(entries)
@@ -102,6 +105,19 @@ async def test_each_model_is_served_under_its_names() -> None:
         await here.use("served-b", 1)
         assert here.is_in("b", Ready)
         assert here.is_in("a", Asleep)
+
+
+async def test_each_model_has_an_account_and_keeps_it_when_it_is_gone() -> None:
+    async with house(entry("a", gpus=4), entry("b")) as here:
+        await here.use("served-b", 10)
+        here.models.catalogued([entry("b")])
+        await asyncio.sleep(100)
+        accounts = here.savings.ledger.accounts
+        assert {name: (one.model, one.gpus) for name, one in accounts.items()} == {"ai/a": ("a", 4), "ai/b": ("b", 1)}
+        a, b = accounts["ai/a"].total, accounts["ai/b"].total
+        assert (a.asleep, a.awake, a.wakes) == (pytest.approx(20 * 4, abs=0.5), 0, 0)
+        assert (b.awake, b.callers, b.waited) == (pytest.approx(120, abs=0.5), 1, pytest.approx(10, abs=0.1))
+        assert [one.target for one in here.savings.gpu_seconds] == ["ai/b"]
 
 
 async def test_a_change_is_taken_over_without_disturbing_what_runs() -> None:

@@ -158,7 +158,9 @@ class Stage:
 
 def role_for(names: tuple[str, ...]) -> Json:
     """The Role of deploy/, for Deployments of these names."""
-    rules = [{**rule, "resourceNames": list(names)} if "resourceNames" in rule else rule for rule in ROLE["rules"]]
+    rules = [
+        {**rule, "resourceNames": list(names)} if rule["apiGroups"] == ["apps"] else rule for rule in ROLE["rules"]
+    ]
     return {**ROLE, "rules": rules}
 
 

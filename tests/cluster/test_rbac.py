@@ -24,6 +24,7 @@ from vllm_chill.adapters.kubernetes.client import ApiClient, Json, connect
 from vllm_chill.adapters.kubernetes.credentials import Places
 from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
 from vllm_chill.adapters.kubernetes.deployment import KubernetesBackend
+from vllm_chill.adapters.kubernetes.savings_map import SavingsMap, map_name
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.adapters.kubernetes.watch import Pace
 from vllm_chill.core.target import Endpoint, Stage, TargetRef
@@ -31,7 +32,10 @@ from vllm_chill.errors import BackendRefused
 
 OF_PEERS = "leases"
 """What is shown apart: what is told to other proxies is not the backend's."""
-OPTIONAL = {("list", "events"), ("watch", "events"), ("get", "pods/log"), ("patch", "deployments"), ("patch", "pods")}
+OPTIONAL = {
+    *(("list", "events"), ("watch", "events"), ("get", "pods/log"), ("patch", "deployments"), ("patch", "pods")),
+    *(("get", "configmaps"), ("patch", "configmaps"), ("create", "configmaps")),
+}
 
 
 def rights(*, optional: bool) -> list[Any]:
@@ -152,6 +156,30 @@ async def test_the_right_to_patch_keeps_the_history(
             await history.save(ref, "1 2 3")
         assert await history.load(ref) == kept
         assert len(log) == (kept is None)
+
+
+@pytest.mark.parametrize("verb", [None, "get", "create", "patch"])
+async def test_the_rights_to_one_config_map_keep_what_was_saved(
+    verb: str | None, cluster: Cluster, tmp_path: Path
+) -> None:
+    indexes = [i for i, rule in enumerate(ROLE["rules"]) if "configmaps" in rule["resources"] and verb in rule["verbs"]]
+    await install(cluster, ROLE if verb is None else without(indexes[0], verb))
+    async with in_a_pod(cluster, tmp_path) as api:
+
+        async def keep() -> str:
+            store = SavingsMap(api, cluster.namespace, map_name("vllm-chill"))
+            await store.write("1", await store.read())
+            await store.write("2", await store.read())
+            kept = await store.read()
+            return "" if kept is None else kept.text
+
+        if verb is None:
+            assert await keep() == "2"
+            with pytest.raises(BackendRefused, match='cannot get resource "configmaps"'):
+                await SavingsMap(api, cluster.namespace, "another").read()
+        else:
+            with pytest.raises(BackendRefused, match=f'cannot {verb} resource "configmaps" .*deploy/rbac.yaml'):
+                await keep()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vllm_chill.core.election import Terms as LeaseTerms
 from vllm_chill.core.peers import Demands, Report, Terms
 from vllm_chill.core.target import Endpoint, Limits, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable
-from vllm_chill.ports import Observer, PeersObserver
+from vllm_chill.ports import Observer, PeersObserver, Recorder
 
 _T = TypeVar("_T")
 REF = TargetRef("ai-apps", "vllm")
@@ -247,13 +247,13 @@ class World:
         self.proxies: list[Proxy] = self.engine.proxies
         self._count = 0
 
-    def start(self, *, delay: float | None = None) -> Proxy:
+    def start(self, *, delay: float | None = None, recorder: Recorder | None = None) -> Proxy:
         """One more proxy."""
         self._count += 1
         name = f"p{self._count}"
         road = Road(self.random, self.delay if delay is None else delay)
         way = Way(self, road)
-        controller = ScaleController(REF, Limits(self.idle, 1800), _Target(way), Nobody())
+        controller = ScaleController(REF, Limits(self.idle, 1800), _Target(way), recorder or Nobody())
         election = Election(way, name, LeaseTerms(15, 10, 2), chance=self.random.random)
         terms = Terms()
         peering = Peering(_Reports(way), election, name, terms)

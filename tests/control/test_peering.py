@@ -136,6 +136,20 @@ async def test_a_stream_through_one_keeps_it_awake_and_idle_counts_from_its_end(
     assert leader.troubles == other.troubles == []
 
 
+async def test_a_proxy_is_sure_to_have_led_until_it_was_last_seen_to(world: World) -> None:
+    leader, other = await two(world)
+    assert leader.peering.led_until(now()) == now()
+    assert other.peering.led_until(now()) < now() - 1e6
+    leader.road.away = True
+    await until(lambda: not leader.peering.leads)
+    lost = leader.peering.led_until(now())
+    assert now() - 2 <= lost <= now()
+    await asyncio.sleep(30)
+    assert leader.peering.led_until(now()) == lost
+    assert other.peering.led_until(now()) == now()
+    leader.road.away = False
+
+
 async def test_when_the_leader_is_killed_the_other_leads_and_waits_for_those_whom_it_served(world: World) -> None:
     leader, other = await two(world)
     served = asyncio.ensure_future(use(leader, 3600))

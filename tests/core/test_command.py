@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_chill.core.command import served_models
+from vllm_chill.core.command import served_models, vllm_gpus
 
 MODULE = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
 
@@ -84,3 +84,25 @@ _WORD = st.sampled_from(
 def test_any_arguments_are_survived(argv: list[str]) -> None:
     models = served_models(argv)
     assert models is None or (models.models and all("$" not in model.id for model in models.models))
+
+
+@pytest.mark.parametrize(
+    ("argv", "gpus"),
+    [
+        (["vllm", "serve", "org/a"], 1),
+        (["vllm", "serve", "org/a", "--tensor-parallel-size", "4"], 4),
+        (["vllm", "serve", "org/a", "--tensor_parallel_size=4"], 4),
+        (["vllm", "serve", "org/a", "-tp", "2", "-pp", "2"], 4),
+        (["vllm", "serve", "org/a", "-tp=2", "--data-parallel-size", "3"], 6),
+        (["sh", "-c", "exec vllm serve org/a -tp 8"], 8),
+        ([*MODULE, "--model", "org/a", "--tensor-parallel-size", "2"], 2),
+        (["vllm", "serve", "org/a", "--config", "c.yaml"], None),
+        (["vllm", "serve", "org/a", "--config", "c.yaml", "-tp", "2"], 2),
+        (["sh", "-c", "vllm serve org/a -tp $GPUS"], None),
+        (["vllm", "serve", "org/a", "-tp", "0"], None),
+        (["llama-server", "-m", "tiny.gguf"], None),
+        ([], None),
+    ],
+)
+def test_how_many_gpus_a_vllm_takes(argv: list[str], gpus: int | None) -> None:
+    assert vllm_gpus(tuple(argv)) == gpus

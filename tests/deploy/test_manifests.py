@@ -13,6 +13,7 @@ import yaml
 from jsonschema import Draft4Validator
 
 from tests.deploy.kustomized import build_with, needs_kubectl
+from vllm_chill.adapters.kubernetes.savings_map import map_name
 from vllm_chill.api.crd import DEFINITIONS, POLICIES, crd
 from vllm_chill.api.scaling_policy import parse_policy, policy_warnings
 from vllm_chill.api.vllm_model import parse_model, warnings
@@ -160,7 +161,8 @@ def test_no_service_sets_variables_in(file: str) -> None:
 def test_the_role_names_the_deployment_that_the_proxy_scales() -> None:
     arg = arguments("deployment.yaml")["deployment"]
     rules = only("rbac.yaml", "Role")["rules"]
-    assert {name for rule in rules for name in rule.get("resourceNames", [])} == {arg}
+    named = {(rule["apiGroups"][0], name) for rule in rules for name in rule.get("resourceNames", [])}
+    assert named == {("apps", arg), ("", map_name("vllm-chill"))}
     assert only("example/deployment.yaml", "Deployment")["metadata"]["name"] == arg
 
 

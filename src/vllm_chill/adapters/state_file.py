@@ -70,16 +70,7 @@ class StateFile:
     def _write(self, ref: TargetRef, text: str) -> None:
         path = self.path(ref)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Beside the file and moved over it: a reader sees the old text or the new one, whole.
-        number, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-        try:
-            with os.fdopen(number, "w") as file:
-                file.write(text)
-            Path(beside).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(beside).unlink()
-            raise
+        replace_file(path, text)
 
     def _trouble(self, done: str, error: Exception) -> None:
         if self._warned:
@@ -90,3 +81,22 @@ class StateFile:
             f"what is known of past starts cannot be {done} in {self._folder}: {reason}; "
             'give another --state-dir, or --state-dir "" to keep nothing'
         )
+
+
+def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+    """Have a file say this. `durable`: also after a loss of power. Raises OSError or UnicodeError, and is then as it
+    was.
+    """
+    # Beside the file and moved over it: a reader sees the old text or the new one, whole.
+    number, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+    try:
+        with os.fdopen(number, "w") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(number)
+        Path(beside).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(beside).unlink()
+        raise

@@ -24,6 +24,7 @@ from vllm_chill.adapters.kubernetes.rights import (
     rights_of_peers,
     rights_of_policies,
 )
+from vllm_chill.adapters.kubernetes.savings_map import SavingsMap, map_name
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
@@ -31,6 +32,7 @@ from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.election import Election, new_identity
 from vllm_chill.control.peering import Peering
 from vllm_chill.core.catalogue import SERVICE_PORT, ModelEntry
+from vllm_chill.core.command import vllm_gpus
 from vllm_chill.core.election import lease_terms_of
 from vllm_chill.core.peers import terms_of
 from vllm_chill.core.target import Endpoint, TargetRef
@@ -65,7 +67,22 @@ class Cluster:
             self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
-        return World(backend, history, lambda: backend.served(ref), _nothing)
+
+        def gpus() -> int | None:
+            if (asked := backend.gpus(ref)) is not None:
+                return asked
+            if entry is not None:
+                return entry.gpus
+            served = backend.served(ref)
+            return None if served is None else vllm_gpus(served[0])
+
+        return World(backend, history, lambda: backend.served(ref), _nothing, gpus)
+
+    def savings_store(self) -> SavingsMap | None:
+        settings = self._plan.settings
+        if settings.state_dir == "":
+            return None
+        return SavingsMap(self._api, settings.namespace, map_name(self._plan.lease_name))
 
     def authorizer(self) -> Authorizer:
         return KubernetesReviews(self._api)

@@ -175,6 +175,12 @@ class Plan:
         return Bounds(settings.max_waiting, settings.max_in_flight or None, load_factor)
 
     @property
+    def gpus(self) -> int | None:
+        """The GPUs of a replica of the one target, if the settings say; None if not, or where models say."""
+        is_said = self.catalogue is None and "gpu_count" in self.settings.model_fields_set
+        return self.settings.gpu_count if is_said else None
+
+    @property
     def affinity(self) -> Affinity | None:
         """Which requests should meet at one replica; None if none need to."""
         settings = self.settings

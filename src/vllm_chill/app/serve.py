@@ -29,11 +29,12 @@ from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
-from vllm_chill.app.world import open_ground
+from vllm_chill.app.world import Ground, open_ground
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.collector import collect_at_leisure
 from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.running import running
+from vllm_chill.control.savings import Savings
 from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import GpuStats, Recorder
@@ -47,6 +48,7 @@ from vllm_chill.telemetry.logs import configure_logging
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
+from vllm_chill.web.savings import SavingsPage
 from vllm_chill.web.server import ProxyServer
 
 if TYPE_CHECKING:
@@ -93,6 +95,13 @@ def _meters(settings: Settings, engines: EngineAccess) -> AbstractAsyncContextMa
     )
 
 
+def _savings(ground: Ground) -> Savings:
+    writer, peering = os.urandom(8).hex(), ground.peering
+    if peering is None:
+        return Savings(ground.savings_store(), writer)
+    return Savings(ground.savings_store(), writer, led_until=peering.led_until)
+
+
 def peers_status(peering: Peering | None) -> PeersStatus | None:
     """How this proxy stands to others."""
     if peering is None:
@@ -136,10 +145,13 @@ async def serve(
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None, access=access.engines)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
+        savings = _savings(ground)
+        metrics.gpu_seconds.counted = lambda: savings.gpu_seconds
+        await stack.enter_async_context(running(savings.run()))
         autoscalers = Autoscalers()
         meters = await stack.enter_async_context(_meters(settings, access.engines))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
-        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering)
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering, savings)
         if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, serve_targets = Directory(budget, made.served), made.run
@@ -172,6 +184,7 @@ async def serve(
             plan.routes,
             switching=fleet,
             stats=GpuStatsPage(gpu_sources(settings, directory, access.engines)),
+            savings=SavingsPage(savings, settings.gpu_hour_price, settings.currency),
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),

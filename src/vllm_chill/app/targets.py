@@ -20,6 +20,7 @@ from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
+from vllm_chill.control.savings import Savings
 from vllm_chill.core.call import Call
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.models import check_model
@@ -144,6 +145,7 @@ class TargetMaker:
         recorders: Sequence[Recorder] = (),
         fleet: Fleet | None = None,
         peering: Peering | None = None,
+        savings: Savings | None = None,
     ) -> None:
         self._plan = plan
         self._metrics = metrics
@@ -154,6 +156,7 @@ class TargetMaker:
         self._recorders = recorders
         self._fleet = fleet
         self._peering = peering
+        self._savings = savings or Savings()
         self._prober = Prober(pool)
 
     def make(self, target: TargetPlan, world: World) -> Made:
@@ -164,22 +167,25 @@ class TargetMaker:
         probing = None
         if settings.readiness == "probe":
             probing = Probing(self._prober.ask, settings.health_path, lambda _, body: knowledge.listed(body))
+        model = None if target.entry is None else target.entry.name
+        stated = self._plan.gpus
+        counting = self._savings.of(str(target.ref), world.gpus if stated is None else lambda: stated, model)
         controller = ScaleController(
             target.ref,
             target.limits,
             ProbingBackend(world.backend, probing, direct=target.direct),
-            Record((TargetRecorder(target.ref, self._metrics), starts, *self._recorders), self._pool),
+            Record((TargetRecorder(target.ref, self._metrics), starts, counting, *self._recorders), self._pool),
             target.bounds,
             lambda: starts.retry_after(controller.now()),
         )
         controller.observe_only = self._plan.observe_only
+        controller.on_held = counting.looked
         if self._peering is not None:
             self._peering.add(controller)
         controller.ejector.look = self._is_healthy
         controller.ejector.recorder = EjectionRecord(target.ref, self._metrics)
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
-        model = None if target.entry is None else target.entry.name
         self._metrics.follow(lambda: controller.target, controller.now, model)
         served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
         meter = self._meters.of(controller)
@@ -198,6 +204,7 @@ class TargetMaker:
                     tasks.create_task(meter.run())
                     tasks.create_task(autoscaler.run())
             finally:
+                self._savings.forget(counting.name)
                 self._autoscalers.remove(served.name)
                 if self._peering is not None:
                     self._peering.remove(controller)

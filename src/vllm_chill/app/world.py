@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,8 +17,10 @@ from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import Served
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.command import served_models, vllm_gpus
+from vllm_chill.core.gpu import visible_gpus
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.ports import Authorizer, CatalogueObserver, ClusterBackend, StartHistory
+from vllm_chill.ports import Authorizer, CatalogueObserver, ClusterBackend, SavingsStore, StartHistory
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -41,13 +43,14 @@ class ModelsObserver(CatalogueObserver, Protocol):
 class World:
     """What one target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs.
 
-    `close` ends what the backend has begun.
+    `close` ends what the backend has begun. `gpus` are those of a replica, None where that is not known.
     """
 
     backend: ClusterBackend
     history: StartHistory | None
     served: Served
     close: Callable[[], Awaitable[None]]
+    gpus: Callable[[], int | None] = lambda: None
 
 
 class Ground(Protocol):
@@ -59,6 +62,9 @@ class Ground(Protocol):
 
     def world(self, ref: TargetRef, entry: ModelEntry | None) -> World:
         """That of one target: the model's, or that of the settings."""
+
+    def savings_store(self) -> SavingsStore | None:
+        """Where what was saved is kept, if anywhere."""
 
     def authorizer(self) -> Authorizer | None:
         """Who knows what a token may do here, if anybody does."""
@@ -121,7 +127,22 @@ class _ThisMachine:
             environment=environment,
         )
         process = ProcessBackend(command, log.info)
-        return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close)
+        gpus = gpus_of_command(tuple(argv), environment) if entry is None else entry.gpus
+        return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close, lambda: gpus)
+
+    def savings_store(self) -> SavingsStore | None:
+        from vllm_chill.adapters.savings_file import SavingsFile
+
+        folder, plan = _state_folder(self._plan), self._plan
+        if folder is None:
+            return None
+        if plan.catalogue is not None:
+            path = Path(plan.catalogue).absolute()
+            return SavingsFile(folder, path.stem, ("models", str(path)))
+        # The same model with other arguments is the same, and without a name the command itself is it.
+        known = served_models(plan.command)
+        what = plan.command if known is None else [model.id for model in known.models]
+        return SavingsFile(folder, plan.ref.name, (str(plan.ref), *what))
 
     def authorizer(self) -> Authorizer | None:
         return None
@@ -134,14 +155,26 @@ class _ThisMachine:
         """There are none for the commands of this machine, each of which runs once at a time."""
 
 
-def _state_file(plan: Plan, argv: Sequence[str]) -> StartHistory | None:
-    from vllm_chill.adapters.state_file import StateFile, default_folder
+def gpus_of_command(argv: tuple[str, ...], environment: Mapping[str, str]) -> int | None:
+    """The GPUs that a command of this machine takes: no more than it sees, and of a vLLM as many as it is told to."""
+    counts = [count for count in (visible_gpus(environment), vllm_gpus(argv)) if count is not None]
+    return min(counts, default=None)
+
+
+def _state_folder(plan: Plan) -> Path | None:
+    from vllm_chill.adapters.state_file import default_folder
 
     named = plan.settings.state_dir
     if named == "":
         return None
-    folder = default_folder(os.environ) if named is None else Path(named)
-    return StateFile(folder, argv, structlog.get_logger("vllm_chill").warning)
+    return default_folder(os.environ) if named is None else Path(named)
+
+
+def _state_file(plan: Plan, argv: Sequence[str]) -> StartHistory | None:
+    from vllm_chill.adapters.state_file import StateFile
+
+    folder = _state_folder(plan)
+    return None if folder is None else StateFile(folder, argv, structlog.get_logger("vllm_chill").warning)
 
 
 def endpoint_of_settings(plan: Plan) -> Endpoint:

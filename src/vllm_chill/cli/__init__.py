@@ -37,6 +37,7 @@ _COMMANDS = {
     "wake": "models:wake",
     "sleep": "models:sleep",
     "decide": "decide:decide_command",
+    "savings": "savings:savings",
     "scaling": "scaling:scaling",
     "explain": "explain:explain",
     "crd": "crd:print_crd",

@@ -41,7 +41,16 @@ from vllm_chill.core.events import (
     WakeRefused,
     WayGiven,
 )
-from vllm_chill.core.lifecycle import Refuse, Serve, Wait, admits, desired_replicas, next_deadline, step
+from vllm_chill.core.lifecycle import (
+    Refuse,
+    Serve,
+    Wait,
+    admits,
+    desired_replicas,
+    next_deadline,
+    replicas_held,
+    step,
+)
 from vllm_chill.core.target import (
     STATEFUL_SETS,
     Draining,
@@ -114,6 +123,8 @@ class ScaleController:
         self.awaited = False
         self.on_seen: Callable[[], None] | None = None
         """Called when its phase, or what is seen of it, has changed, before anything is written for it."""
+        self.on_held: Callable[[Target, float], None] | None = None
+        """Called when the target may have another number of replicas than before, with the target and the time."""
         self.demand: Callable[[int], int] | None = None
         """How many replicas so many waiting callers are reason enough to wake."""
         self.observe_only = False
@@ -344,9 +355,7 @@ class ScaleController:
     @property
     def replicas(self) -> int:
         """How many replicas have GPUs, or are about to: those that are asked for, and those that are there."""
-        target, seen = self._target, self._target.observed
-        there = max(seen.replicas, seen.live + seen.terminating) if seen is not None else 0
-        return max(there, target.sent or 0, desired_replicas(target) or 0)
+        return replicas_held(self._target)
 
     def hold_back(self, by: str, cause: str) -> None:
         """Keep it from being woken, until `by` lets it go; what runs goes on. `cause` is a clause."""
@@ -546,6 +555,8 @@ class ScaleController:
             self._serve_soon()  # a replica may have come, and with it room
         if after.phase is not before.phase or after.observed is not before.observed:
             self._tell_change()
+        if self.on_held is not None and _may_hold_others(before, after):
+            self.on_held(after, now)
         if self._leavers.names or after.recommended is not None:
             self._see_off()
         if self.on_shared is not None and (after.phase is not before.phase or _is_news_to_others(before, after)):
@@ -651,6 +662,17 @@ def _is_news_to_others(before: Target, after: Target) -> bool:
     if after.shared.yields is None:
         return False
     return (not before.waiting, not before.in_flight) != (not after.waiting, not after.in_flight)
+
+
+def _may_hold_others(before: Target, after: Target) -> bool:
+    """Whether the number of replicas that have GPUs, or who counts them, may be another one."""
+    return (
+        after.phase is not before.phase
+        or after.observed is not before.observed
+        or after.sent != before.sent
+        or after.recommended != before.recommended
+        or after.shared is not before.shared
+    )
 
 
 def _seats(bounds: Bounds, ejector: Ejector) -> Seats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,7 @@ class Peering:
         self._written_at = 0.0
         self._begun = self._clock()
         self._is_known = False
+        self._led_at = -math.inf
         self._trouble: str | None = None
         self._cleared: dict[str, str] = {}
         self.turn = asyncio.Event()
@@ -132,6 +134,12 @@ class Peering:
     def leads(self) -> bool:
         """Whether this proxy is the one that puts targets to sleep, at this moment."""
         return self._election.leads and self._is_known and self._trouble is None
+
+    def led_until(self, now: float) -> float:
+        """Until when, at most until now, it is sure to have led: what became of that while this process stood still is
+        seen only afterwards.
+        """
+        return now if self.leads else min(now, self._led_at)
 
     @property
     def identity(self) -> str:
@@ -275,6 +283,8 @@ class Peering:
     def _review(self) -> None:
         now = self._clock()
         leads = self.leads
+        if leads:
+            self._led_at = now
         self._begin_rounds(now)
         for key, controller in tuple(self._controllers.items()):
             self._share(key, controller, now)

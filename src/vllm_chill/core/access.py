@@ -73,6 +73,7 @@ NEEDS: dict[Route, Need] = {
     Route.PROXY_SCALING_POLICIES: Need.STATUS,
     Route.PROXY_SCALING_POLICY: Need.STATUS,
     Route.PROXY_STATS: Need.STATUS,
+    Route.PROXY_SAVINGS: Need.STATUS,
     Route.PROXY_OPENAPI: Need.STATUS,
     Route.PROXY_OTHER: Need.STATUS,
     Route.PROXY_START: Need.OPERATE,

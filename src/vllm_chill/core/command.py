@@ -1,4 +1,4 @@
-"""The models that a command is going to serve, read off its arguments. Pure: an argument vector in, models out.
+"""The models that a command is going to serve, and the GPUs that it takes, read off its arguments. Pure.
 
 The rule: only what the arguments say. What a configuration file or a variable has is not known, and then nothing is.
 """
@@ -6,9 +6,11 @@ The rule: only what the arguments say. What a configuration file or a variable h
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from vllm_chill.core.models import Model, Models
 
@@ -17,6 +19,14 @@ _SHELL_SCRIPT = re.compile(r"-[a-z]*c[a-z]*")
 _SEPARATORS = re.compile(r"[;&|()\n]+")
 _SCRIPT_CHARACTERS = 64 * 1024
 _NESTING = 3
+
+_PARALLEL = (
+    ("--tensor-parallel-size", "-tp"),
+    ("--pipeline-parallel-size", "-pp"),
+    ("--data-parallel-size", "-dp"),
+)
+"""What vLLM 0.32 multiplies (vllm/engine/arg_utils.py)."""
+_SIZE = re.compile(r"[1-9][0-9]{0,3}")
 
 _VLLM_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server")
 
@@ -34,6 +44,30 @@ def served_models(argv: Sequence[str]) -> Models | None:
             if models is not None:
                 return models if models.models and not any("$" in model.id for model in models.models) else None
     return None
+
+
+@lru_cache(maxsize=64)
+def vllm_gpus(argv: tuple[str, ...]) -> int | None:
+    """The GPUs that a vLLM which is started so takes, 1 if it does not say; None for what is no vLLM, or says it in a
+    file or a variable.
+    """
+    for command in _commands(argv, _NESTING):
+        args = _after_vllm(command)
+        if args is not None:
+            sizes = [_size(args, *names) for names in _PARALLEL]
+            is_said = any(_flag(args, *names) for names in _PARALLEL)
+            if None in sizes or (_has(args, "--config") and not is_said):
+                return None
+            return math.prod(size for size in sizes if size is not None)
+    return None
+
+
+def _size(args: Sequence[str], *names: str) -> int | None:
+    """What a flag says, 1 if it is not there; None if that is no number."""
+    said = _flag(args, *names)
+    if not said:
+        return 1
+    return int(said[0]) if _SIZE.fullmatch(said[0]) else None
 
 
 def _commands(argv: Sequence[str], nesting: int) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ The rule: a reading that is missing is None, never 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -69,3 +70,34 @@ class GpuUse:
 
     all: float | None = None
     by_pod: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_RESOURCES = re.compile(
+    r"nvidia\.com/(gpu(\.shared)?|mig-[0-9a-z.]+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|intel\.com/gpu"
+    r"|habana\.ai/gaudi|google\.com/tpu|aws\.amazon\.com/neuron|huawei\.com/Ascend[0-9A-Za-z]+"
+)
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int | None:
+    """How many GPUs a process with these variables sees, as CUDA and ROCm read them; None if they do not say.
+
+    What comes after something that is no GPU is not seen, which is what -1 is for.
+    """
+    said = next((environment[name] for name in _VISIBLE if name in environment), None)
+    if said is None:
+        return None
+    names = [name.strip() for name in said.split(",")]
+    seen = next((at for at, name in enumerate(names) if not _is_gpu(name)), len(names))
+    return len(dict.fromkeys(names[:seen]))
+
+
+def _is_gpu(name: str) -> bool:
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
+
+
+def requested_gpus(resources: Mapping[str, object]) -> int | None:
+    """How many GPUs, or parts of one, a container's resources name; None if they name none that is known."""
+    found = [quantity for name, quantity in resources.items() if _RESOURCES.fullmatch(name)]
+    counts = [int(text) for text in map(str, found) if text.isdecimal()]
+    return sum(counts) if counts else None

@@ -107,6 +107,13 @@ def desired_replicas(target: Target) -> int | None:
             return 0
 
 
+def replicas_held(target: Target) -> int:
+    """How many replicas have GPUs, or are about to: those that are asked for, and those that are there."""
+    seen = target.observed
+    there = max(seen.replicas, seen.live + seen.terminating) if seen is not None else 0
+    return max(there, target.sent or 0, desired_replicas(target) or 0)
+
+
 def taken_down(target: Target) -> SleepReason | None:
     """Why it is to be at zero, once those who are let in have left; None if it is not, or is there already."""
     seen = target.observed

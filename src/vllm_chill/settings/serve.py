@@ -122,8 +122,9 @@ class Settings(Declared):
     state_dir: str | None = setting(
         None, "STATE_DIR", "Target", 'the path of a folder, or --state-dir "" to keep nothing',
         "With --backend process: the folder that keeps how long starts take, so that the time left is known after a "
-        "restart of the proxy too. Not set: $XDG_STATE_HOME/vllm-chill, else ~/.local/state/vllm-chill. With --backend "
-        "kubernetes an annotation of the Deployment keeps it, unless this is empty.",
+        "restart of the proxy too, and what was saved. Not set: $XDG_STATE_HOME/vllm-chill, else "
+        "~/.local/state/vllm-chill. With --backend kubernetes an annotation of the Deployment and a ConfigMap keep it, "
+        "unless this is empty.",
     )  # fmt: skip
     models: str | None = setting(
         None, "VLLM_CHILL_MODELS", "Models", "crd, or the path of a YAML file with --backend process",
@@ -142,7 +143,8 @@ class Settings(Declared):
     )  # fmt: skip
     gpu_count: Annotated[int, Field(ge=0, le=1024)] = setting(
         1, "GPU_COUNT", "Models", "a number of GPUs",
-        "How many GPUs a replica of a model has whose own gpuCount is not given.",
+        "How many GPUs a replica of a model has whose own gpuCount is not given. If it is given with one target and no "
+        "models, savings are counted for so many, whatever the Deployment or the command says.",
     )  # fmt: skip
     cpu_offload_gb: Annotated[float, Field(ge=0, le=100_000)] = setting(
         0, "CPU_OFFLOAD_GB", "Models", "a size in GiB",
@@ -166,6 +168,15 @@ class Settings(Declared):
     gpu_stats_url: Url | None = setting(
         None, "GPU_STATS_URL", "Models", "an http or https URL",
         "Where /proxy/stats finds GPU statistics if this process sees no GPU: a DCGM exporter's metrics.",
+    )  # fmt: skip
+    gpu_hour_price: Annotated[float, Field(ge=0, le=1_000_000)] | None = setting(
+        None, "GPU_HOUR_PRICE", "Savings", "a price, such as 2.50",
+        "What an hour of one GPU costs, in --currency: GPU-hours asleep times this are what was saved. Not set: "
+        "GPU-hours are counted, and no money.",
+    )  # fmt: skip
+    currency: Annotated[str, matches(r"[A-Za-z]{3}"), AfterValidator(str.upper)] = setting(
+        "USD", "CURRENCY", "Savings", "three letters, such as USD or EUR",
+        "What that price is in; it is shown, and nothing is converted.",
     )  # fmt: skip
     mode: Literal["scale", "recommend"] = setting(
         "scale", "MODE", "Scaling", "scale or recommend",

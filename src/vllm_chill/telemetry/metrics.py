@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Asleep, Draining, Failed, Queued, Ready, Target, TargetRef, Unknown, Waking
+from vllm_chill.telemetry.gpu_seconds import GpuSeconds
 from vllm_chill.telemetry.replica_metrics import ReplicaMetrics
 from vllm_chill.telemetry.request_counts import RequestCounts
 
@@ -193,6 +194,8 @@ class Metrics:
         registry.register(self._gauges)
         self.replicas = ReplicaMetrics()
         registry.register(self.replicas)
+        self.gpu_seconds = GpuSeconds()
+        registry.register(self.gpu_seconds)
 
     def follow(self, target: Callable[[], Target], now: Callable[[], float], model: str | None = None) -> None:
         """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue."""

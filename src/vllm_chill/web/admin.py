@@ -21,6 +21,7 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
+from vllm_chill.web.savings import SavingsPage
 from vllm_chill.web.scaled import Scaler
 from vllm_chill.web.stand_in import STOOD_IN, PassBy, StandIn
 from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
@@ -51,6 +52,7 @@ class AdminApi:
         *,
         switching: Switching | None = None,
         stats: GpuStatsPage | None = None,
+        savings: SavingsPage | None = None,
         scalers: Mapping[str, Scaler] = NO_SCALERS,
         override_ttl_seconds: float = 3600.0,
         peers: Callable[[], PeersStatus | None] = lambda: None,
@@ -85,6 +87,7 @@ class AdminApi:
             Route.PROXY_SCALING_POLICIES: lambda request: self._scaling.policies(request),
             Route.PROXY_SCALING_POLICY: lambda request: self._scaling.policy(request),
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
+            Route.PROXY_SAVINGS: (savings or SavingsPage()).tell,
             Route.PROXY_OPENAPI: self._describe,
         }
 

@@ -22,6 +22,7 @@ from vllm_chill.api.choice import (
     Switched,
 )
 from vllm_chill.api.gpu import GpuStatsAnswer
+from vllm_chill.api.savings import SavingsAnswer
 from vllm_chill.api.scaling_answers import AdjustAsked, Adjusted, Policies, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.api.status import ProxyStatus
 from vllm_chill.api.version import Build
@@ -49,6 +50,7 @@ _ERROR = {
 }
 
 _WAIT = {"type": "string", "enum": ["true", "false", "1", "0", ""]}
+_DAYS = {"type": "integer", "minimum": 0, "maximum": 100_000}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 1024}
 
 
@@ -169,6 +171,12 @@ OPERATIONS: dict[Route, Operation] = {
         "Statistics of the GPUs, a second old at the most",
         {200: GpuStatsAnswer},
         {503: "Nothing here tells how the GPUs are; the message says what to configure."},
+    ),
+    Route.PROXY_SAVINGS: Operation(
+        "GPU-hours asleep and awake, what that saved, and how long callers waited for it",
+        {200: SavingsAnswer},
+        {400: "The number of days is not understood."},
+        parameters=(Parameter("days", "How many days to list of each target, the newest; totals are of all.", _DAYS),),
     ),
     Route.PROXY_OPENAPI: Operation("This document", {200: "application/json"}),
     Route.HEALTH: Operation("Whether the process lives", {200: "text/plain"}),

@@ -260,3 +260,16 @@ async def test_a_stateful_set_is_watched_and_scaled_by_its_own_paths(
         await backend.scale(ref, 2)
     watching.cancel()
     await asyncio.wait([watching])
+
+
+async def test_the_gpus_of_the_next_pod_are_known_while_it_is_seen(
+    server: StubApi, backend: KubernetesBackend, seen: Seen
+) -> None:
+    assert backend.gpus(REF) is None
+    container = {"name": "vllm", "resources": {"limits": {"nvidia.com/gpu": "8"}}}
+    changed = deployment(1)
+    changed["spec"]["template"] = {"spec": {"containers": [container]}}
+    await server.put(changed)
+    await seen.until(lambda observation: observation.replicas == 1)
+    assert backend.gpus(REF) == 8
+    assert backend.gpus(TargetRef("ai-apps", "other")) is None

@@ -210,3 +210,22 @@ def test_a_deployment(spec: Json, status: Json, facts: WorkloadFacts) -> None:
     )
     assert found.facts == facts
     assert found.selector == "app=vllm"
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        pytest.param([], None, id="no container"),
+        pytest.param([{}], None, id="nothing is said"),
+        pytest.param([{"limits": {"nvidia.com/gpu": "4"}, "requests": {"nvidia.com/gpu": "4"}}], 4, id="as both"),
+        pytest.param([{"requests": {"amd.com/gpu": "2", "cpu": "8"}}], 2, id="as a request"),
+        pytest.param([{"limits": {"nvidia.com/gpu": "2"}}, {"limits": {"nvidia.com/gpu": 1}}, {}], 3, id="a sidecar"),
+        pytest.param([{"limits": {"nvidia.com/gpu": "0"}}], 0, id="none"),
+        pytest.param([{"limits": {"cpu": "8", "memory": "64Gi"}}], None, id="no GPU is named"),
+    ],
+)
+def test_the_gpus_that_a_pod_asks_for(resources: list[Json], gpus: int | None) -> None:
+    containers = [{"name": f"c{n}", "resources": one} for n, one in enumerate(resources)]
+    template = {"spec": {"containers": containers}}
+    found = workload({"metadata": {}, "spec": {"selector": SELECTOR, "template": template}})
+    assert found.gpus == gpus

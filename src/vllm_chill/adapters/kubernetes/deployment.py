@@ -77,6 +77,11 @@ class KubernetesBackend:
         view = self._views.get(ref)
         return None if view is None else view.served
 
+    def gpus(self, ref: TargetRef) -> int | None:
+        """The GPUs that the target's next pod asks for; None if it names none, or while that is not seen."""
+        view = self._views.get(ref)
+        return None if view is None else view.gpus
+
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await self._mark(ref, replicas, doomed)
         view = self._views.get(ref)

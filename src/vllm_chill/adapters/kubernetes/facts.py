@@ -8,6 +8,7 @@ from typing import Any
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
 from vllm_chill.core.engine_port import engine_port
+from vllm_chill.core.gpu import requested_gpus
 from vllm_chill.core.objects import digest
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
 from vllm_chill.core.startup import WorkloadFacts
@@ -28,6 +29,7 @@ class Workload:
 
     `command` is what its first container runs, as far as that is written, and `template` names its pod template;
     `writers` own its number of replicas. `version` is the object's resource version, empty where it is not known.
+    `gpus` are those that a pod asks for, None if it names none.
     """
 
     facts: WorkloadFacts
@@ -36,6 +38,7 @@ class Workload:
     template: str = ""
     writers: Writers = field(default_factory=Writers)
     version: str = ""
+    gpus: int | None = None
 
 
 def workload(deployment: Json) -> Workload:
@@ -53,6 +56,7 @@ def workload(deployment: Json) -> Workload:
         digest(template),
         writers_of(deployment),
         str(deployment["metadata"].get("resourceVersion") or ""),
+        _gpus(template),
     )
 
 
@@ -60,6 +64,14 @@ def _command(template: Json) -> tuple[str, ...]:
     containers = (template.get("spec") or {}).get("containers") or [{}]
     command, args = containers[0].get("command") or _IMAGES_OWN, containers[0].get("args") or []
     return (*map(str, command), *map(str, args))
+
+
+def _gpus(template: Json) -> int | None:
+    resources = [container.get("resources") or {} for container in (template.get("spec") or {}).get("containers") or []]
+    # Of what cannot be shared a limit is a request too.
+    found = [requested_gpus({**(one.get("requests") or {}), **(one.get("limits") or {})}) for one in resources]
+    counts = [count for count in found if count is not None]
+    return sum(counts) if counts else None
 
 
 def label_selector(selector: Json) -> str:

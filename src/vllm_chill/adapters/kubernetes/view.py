@@ -87,6 +87,12 @@ class View:
         return None if found is None else (found.command, found.template)
 
     @property
+    def gpus(self) -> int | None:
+        """The GPUs that the next pod asks for; None if it names none, or while that is not seen."""
+        found = self._workload()
+        return None if found is None else found.gpus
+
+    @property
     def doomed(self) -> frozenset[str]:
         """The pods that are marked as the first to go, and still there."""
         pods = self._pods.objects.values() if self._pods is not None else ()
