@@ -39,6 +39,7 @@ from vllm_chill.telemetry.start_record import StartRecord
 
 if TYPE_CHECKING:
     from vllm_chill.control.peering import Peering
+    from vllm_chill.telemetry.tracing import Tracing
 
 
 class Record:
@@ -144,6 +145,7 @@ class TargetMaker:
         recorders: Sequence[Recorder] = (),
         fleet: Fleet | None = None,
         peering: Peering | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._plan = plan
         self._metrics = metrics
@@ -154,6 +156,7 @@ class TargetMaker:
         self._recorders = recorders
         self._fleet = fleet
         self._peering = peering
+        self._tracing = tracing
         self._prober = Prober(pool)
 
     def make(self, target: TargetPlan, world: World) -> Made:
@@ -181,7 +184,10 @@ class TargetMaker:
 
         model = None if target.entry is None else target.entry.name
         self._metrics.follow(lambda: controller.target, controller.now, model)
-        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
+        wakes = None if self._tracing is None else self._tracing.wakes(target.ref, controller.now)
+        if wakes is not None:
+            starts.on_change = wakes.changed
+        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity, wakes)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
         if self._fleet is not None:
@@ -199,6 +205,8 @@ class TargetMaker:
                     tasks.create_task(autoscaler.run())
             finally:
                 self._autoscalers.remove(served.name)
+                if wakes is not None:
+                    wakes.close()
                 if self._peering is not None:
                     self._peering.remove(controller)
                 await world.close()
