@@ -40,6 +40,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 GO = "Go ReverseProxy"
 STREAM_SECONDS = 5  # at the lowest rate an answer of 100 tokens, as many as the shortest answers have
 GIB = 1 << 30
+SOURCE = Path(__file__).parent.parent / "src"
 OPENAI_HEADERS = "Connection: keep-alive\r\n" + "".join(
     f"X-Stainless-{name}: {value}\r\n"
     for name, value in {
@@ -125,15 +126,15 @@ def answers(port: int) -> bool:
         connection.close()
 
 
-def start(peer: Peer, ground: Ground) -> Proxy | None:
-    """The proxy once it has answered a request; None where it is not installed."""
+def start(peer: Peer, ground: Ground, source: Path = SOURCE) -> Proxy | None:
+    """The proxy once it has answered a request; None where it is not installed. `source` is where vllm-chill is."""
     port = free_port()
     command = peer.command(ground, port)
     if command is None:
         return None
     begun = time.monotonic()
     log = (ground.folder / f"{peer.name}.log").open("wb")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    environment = os.environ | {"PYTHONPATH": str(source.absolute())}
     process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pinned(0), env=environment)
     proxy = Proxy(peer, port, process)
     while not answers(port):

@@ -26,7 +26,7 @@ class Peer:
     command: Callable[[Ground, int], list[str] | None]
 
 
-def _vllm_chill(*flags: str) -> Callable[[Ground, int], list[str] | None]:
+def vllm_chill(*flags: str) -> Callable[[Ground, int], list[str] | None]:
     def command(ground: Ground, port: int) -> list[str]:
         # The whole product: the upstream is its own child, woken by the first request and leased by each.
         serve = [sys.executable, "-m", "vllm_chill", "serve", "--backend", "process", "--host", "127.0.0.1"]
@@ -110,8 +110,8 @@ def _vllm_router(ground: Ground, port: int) -> list[str] | None:
 
 
 PEERS = (
-    Peer("vllm-chill", _vllm_chill("--fast-lane", "on")),
-    Peer("vllm-chill, fast lane off", _vllm_chill("--fast-lane", "off")),
+    Peer("vllm-chill", vllm_chill("--fast-lane", "on")),
+    Peer("vllm-chill, fast lane off", vllm_chill("--fast-lane", "off")),
     Peer("Go ReverseProxy", _go),
     Peer("nginx", _nginx),
     Peer("HAProxy", _haproxy),

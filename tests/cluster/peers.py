@@ -10,6 +10,9 @@ from tests.cluster.serving import get
 from tests.serving import Serving
 from vllm_chill.api.status import PeersStatus, ProxyStatus
 
+LEASE = ("--lease-duration", "6s")
+"""A short one, where the test waits for it."""
+
 
 async def peers_of(proxy: Serving) -> PeersStatus:
     _, text = await get(proxy.url + "/proxy/status")

@@ -11,12 +11,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.peers import until_they_know
+from tests.cluster.peers import LEASE, until_they_know
 from tests.cluster.serving import Answer, ask, in_front_of
 from tests.serving import Serving
 
 IDLE = "3s"
-LEASE = ("--lease-duration", "6s")
 
 
 @asynccontextmanager

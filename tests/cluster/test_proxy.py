@@ -29,7 +29,7 @@ MOST_MEMORY_MIB = 128
 def error_of(body: bytes) -> dict[str, Any]:
     """The inside of OpenAI's error envelope."""
     error: dict[str, Any] = json.loads(body)["error"]
-    assert set(error) == {"message", "type", "code", "param"}
+    assert set(error) == {"message", "type", "code", "param", "request_id"}
     return error
 
 

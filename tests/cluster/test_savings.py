@@ -11,8 +11,8 @@ import pytest
 
 from tests.adapters.savings_contract import SavingsContract
 from tests.cluster.cluster import Cluster
+from tests.cluster.peers import LEASE, until_they_know
 from tests.cluster.serving import ask, get, in_front_of
-from tests.cluster.test_peers import LEASE, until_they_know
 from tests.serving import Serving
 from vllm_chill.adapters.kubernetes.savings_map import KEY, SavingsMap, map_name
 from vllm_chill.core.savings import Tally

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
@@ -19,6 +19,7 @@ from vllm_chill.adapters.engine_access import PLAIN, EngineAccess
 from vllm_chill.adapters.memory import MemoryBackend
 from vllm_chill.api.version import Build
 from vllm_chill.app.targets import Record, hold_desk
+from vllm_chill.app.tracing import proxy_handler
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
@@ -45,6 +46,10 @@ from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.cors import Cors
 from vllm_chill.web.doorkeeper import Doorkeeper
 from vllm_chill.web.server import DEFAULT_LIMITS, ProxyServer
+
+if TYPE_CHECKING:
+    from vllm_chill.telemetry.spans import WakeSpans
+    from vllm_chill.telemetry.tracing import Tracing
 
 REF = TargetRef("test", "vllm")
 
@@ -85,6 +90,7 @@ class Stage:
     knowledge: ModelKnowledge
     hits: list[str] = field(default_factory=list)
     admin_url: str = ""
+    wakes: WakeSpans | None = None
 
     def phase_is(self, kind: type[Phase]) -> bool:
         return isinstance(self.controller.target.phase, kind)
@@ -144,9 +150,10 @@ async def stage(
     upstream_tls: ssl.SSLContext | None = None,
     apart: bool = False,
     limits: ClientLimits = DEFAULT_LIMITS,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
-    command a start runs, and `apart` whether /proxy/ is at a port of its own.
+    command a start runs, `apart` whether /proxy/ is at a port of its own, and `tracing` what makes spans.
     """
     hits: list[str] = []
 
@@ -179,10 +186,13 @@ async def stage(
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         budget = Budget(options.hold.body_budget)
         desk = hold_desk(controller, options.hold, budget, starts, knowledge)
-        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity))
+        wakes = None if tracing is None else tracing.wakes(ref, controller.now)
+        if wakes is not None:
+            starts.on_change = wakes.changed
+        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity, wakes=wakes))
         rewrite = None if rewrite_for is None else lambda request, body, _: rewrite_for(request, body)
-        handler = ProxyHandler(directory, pool, metrics, options, rewrite)
         routes = Routes(parse_wake_paths(wake_paths))
+        handler = proxy_handler(tracing, routes, directory, pool, metrics, options, rewrite)
         admin = AdminApi(
             directory,
             handler.scrape,
@@ -214,7 +224,20 @@ async def stage(
         await asyncio.sleep(0)
         url = f"{'http' if tls is None else 'https'}://{address[0]}:{address[1]}"
         yield Stage(
-            url, address, session, controller, backend, metrics, starts, server, desk, pool, knowledge, hits, admin_url
+            url,
+            address,
+            session,
+            controller,
+            backend,
+            metrics,
+            starts,
+            server,
+            desk,
+            pool,
+            knowledge,
+            hits,
+            admin_url,
+            wakes,
         )
         assert not running.done(), running.result()
 
@@ -228,7 +251,7 @@ def envelope(text: bytes | str) -> dict[str, Any]:
     """The inside of OpenAI's error envelope, checked for its shape."""
     body = json.loads(text)
     assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "code", "param"}
+    assert set(body["error"]) - {"request_id"} == {"message", "type", "code", "param"}  # what was no request has none
     return dict(body["error"])
 
 

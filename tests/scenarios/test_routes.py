@@ -286,6 +286,7 @@ class TestModels:
         async with stage(served=COMMAND) as s:
             status, body = await s.get("/v1/models/c")
             assert status == 404
+            assert body["error"].pop("request_id")
             assert envelope(json.dumps(body)) == {
                 "message": 'The model "c" does not exist; known: a, b.',
                 "type": "invalid_request_error",

@@ -1,7 +1,7 @@
 """The two lanes are one proxy: whatever bytes a client sends, in whatever pieces, both ends get the same from either.
 
 Random requests, legal and nearly so, go to a proxy with the fast lane and to one without, against one scripted
-upstream. Only dates may differ.
+upstream. Only dates may differ, and ids that are made.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ RESPONSES = {
 _REFUSAL = re.compile(
     rb'HTTP/1\.1 400 [^\r]*\r\n(?:[^\r]+\r\n)*\r\n{"error": {"message": "the request (?:is not legal|cannot be read)'
 )
+_ID = re.compile(rb"[0-9a-f]{12}-[0-9a-f]{8}")
 ENDS_CONNECTION = (b"error", b"close", b"nonsense", b"short")
 
 
@@ -194,6 +195,7 @@ class Requests:
                 *[b"Accept: */*\r\n", b"X: \xff\r\n", b"x-a:b\r\n", b"Authorization: Bearer x\r\n", b"X: a\tb\r\n"],
                 *[b"Content-Type: application/json\r\n", b"User-Agent: curl/8\r\n", b"User-Agent: kube-probe/1.30\r\n"],
                 *[b"Connection: keep-alive\r\n", b"Connection: close\r\n", b"Connection: x-a, keep-alive\r\n"],
+                *[b"X-Request-Id: r-1\r\n", b"x-request-id: no id\r\n"],
                 *[b"X-Forwarded-For: 1.2.3.4\r\n", b"X-Forwarded-Proto: https\r\n", b"X-Forwarded-Host: h\r\n"],
                 *[
                     b"Expect: 100-continue\r\n",
@@ -317,7 +319,8 @@ class Lanes:
             sending.exception()
         writer.transport.abort()
         await to.until(lambda: not to.server._active)
-        return Outcome(tuple(self.script.seen), re.sub(rb"\r\nDate: [^\r]*", b"", bytes(got)), end)
+        seen = tuple((_ID.sub(b"made", head), body) for head, body in self.script.seen)
+        return Outcome(seen, _ID.sub(b"made", re.sub(rb"\r\nDate: [^\r]*", b"", bytes(got))), end)
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
+from vllm_chill.app.tracing import open_tracing, proxy_handler
 from vllm_chill.app.world import Ground, open_ground
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.collector import collect_at_leisure
@@ -39,7 +40,6 @@ from vllm_chill.core.target import Endpoint, Ready
 from vllm_chill.errors import SettingError
 from vllm_chill.ports import GpuStats, Recorder
 from vllm_chill.proxy.client_limits import ClientLimits
-from vllm_chill.proxy.handler import ProxyHandler
 from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -151,7 +151,20 @@ async def serve(
         autoscalers = Autoscalers()
         meters = await stack.enter_async_context(_meters(settings, access.engines))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
-        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering, savings)
+        tracing = await stack.enter_async_context(open_tracing(settings.otlp_traces_endpoint, VERSION))
+        maker = TargetMaker(
+            plan,
+            metrics,
+            pool,
+            budget,
+            meters,
+            autoscalers,
+            recorders,
+            fleet,
+            ground.peering,
+            savings=savings,
+            tracing=tracing,
+        )
         if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, serve_targets = Directory(budget, made.served), made.run
@@ -174,7 +187,7 @@ async def serve(
                     tasks.create_task(ground.peering.run())
                 tasks.create_task(ground.control(autoscalers, targets, metrics))
 
-        proxy = ProxyHandler(directory, pool, metrics, options)
+        proxy = proxy_handler(tracing, plan.routes, directory, pool, metrics, options)
         admin = AdminApi(
             directory,
             proxy.scrape,

@@ -40,6 +40,7 @@ from vllm_chill.telemetry.start_record import StartRecord
 
 if TYPE_CHECKING:
     from vllm_chill.control.peering import Peering
+    from vllm_chill.telemetry.tracing import Tracing
 
 
 class Record:
@@ -145,7 +146,9 @@ class TargetMaker:
         recorders: Sequence[Recorder] = (),
         fleet: Fleet | None = None,
         peering: Peering | None = None,
+        *,
         savings: Savings | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._plan = plan
         self._metrics = metrics
@@ -157,6 +160,7 @@ class TargetMaker:
         self._fleet = fleet
         self._peering = peering
         self._savings = savings or Savings()
+        self._tracing = tracing
         self._prober = Prober(pool)
 
     def make(self, target: TargetPlan, world: World) -> Made:
@@ -187,7 +191,10 @@ class TargetMaker:
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
         self._metrics.follow(lambda: controller.target, controller.now, model)
-        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
+        wakes = None if self._tracing is None else self._tracing.wakes(target.ref, controller.now)
+        if wakes is not None:
+            starts.on_change = wakes.changed
+        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity, wakes)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
         if self._fleet is not None:
@@ -206,6 +213,8 @@ class TargetMaker:
             finally:
                 self._savings.forget(counting.name)
                 self._autoscalers.remove(served.name)
+                if wakes is not None:
+                    wakes.close()
                 if self._peering is not None:
                     self._peering.remove(controller)
                 await world.close()

@@ -215,6 +215,12 @@ class Routes:
                 return Route.HEAD
         return Route.OTHER
 
+    def wake_path(self, path: str) -> str | None:
+        """The one among `wake_paths` that this path is, with its * at the end if it has one."""
+        if path in self._exact:
+            return path
+        return next((f"{prefix}*" for prefix in self._prefixes if path.startswith(prefix)), None)
+
     def route_for(self, method: str, path: str, user_agent: str) -> Route:
         """The route of a request, whoever has sent it."""
         route = self.route_of(method, path)

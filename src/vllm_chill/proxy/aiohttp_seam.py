@@ -22,7 +22,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web import BaseRequest, Server
 from aiohttp.web_protocol import RequestHandler
 
-from vllm_chill.errors import AnswerableError, RequestTimeout, ResponseCut, TooManyConnections
+from vllm_chill.errors import AnswerableError, ChillError, RequestTimeout, ResponseCut, TooManyConnections
 from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.door import Door, Refusal, refusal
@@ -160,11 +160,11 @@ class ClientConnection(RequestHandler):
 
         return handler
 
-    def farewell(self, error: AnswerableError) -> Relayed:
+    def farewell(self, error: AnswerableError, request_id: bytes = b"") -> Relayed:
         """Answer an error, as the last that goes to the client while there may be more to come from it."""
         if self.transport is None:
             raise ConnectionResetError("the client has left")
-        written = answer_bytes(error, keep_alive=False)
+        written = answer_bytes(error, request_id, keep_alive=False)
         self.transport.write(written)
         if self._buffer_paused:
             self._resume_reading_for_buffer()
@@ -298,11 +298,12 @@ class Relayed(_Response):
 
     `response_bytes` counts what was written to the client, the head included. `keep_alive` tells aiohttp whether
     the client's connection stays open. `cut` is set when the upstream died within the response: the client's
-    connection has then been aborted. `aborted` is set when the engine gave the answer up. For type checkers this is a
+    connection has then been aborted. `aborted` is set when the engine gave the answer up. `failure` is what went wrong
+    and was told within the response, or cut it. For type checkers this is a
     StreamResponse; at run time it is only what aiohttp's server and access log ask of one.
     """
 
-    __slots__ = ("aborted", "cut", "keep_alive", "response_bytes", "status")
+    __slots__ = ("aborted", "cut", "failure", "keep_alive", "response_bytes", "status")
     # A StreamResponse has properties of these names, which a plain attribute stands in for.
     if TYPE_CHECKING:
         status: int
@@ -314,6 +315,7 @@ class Relayed(_Response):
         self.keep_alive = keep_alive
         self.cut = cut
         self.aborted = False
+        self.failure: ChillError | None = cut
 
     @property
     def body_length(self) -> int:

@@ -10,17 +10,23 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.errors import AnswerableError, MethodNotAllowed, Unauthenticated
+from vllm_chill.proxy.request_id import NAME, text_of
 
 
-def answer(error: AnswerableError) -> web.Response:
-    """The response that tells a caller of this error: OpenAI's envelope, and Retry-After where a retry helps."""
-    return web.json_response(error_envelope(error), status=error.status, headers=_fields(error))
+def answer(error: AnswerableError, request_id: bytes = b"") -> web.Response:
+    """The response that tells a caller of this error: OpenAI's envelope, and Retry-After where a retry helps.
+    `request_id` is as request_id.py has it; none for what was no request. Who sends it adds the field.
+    """
+    return web.json_response(error_envelope(error, text_of(request_id)), status=error.status, headers=_fields(error))
 
 
-def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
+def answer_bytes(error: AnswerableError, request_id: bytes = b"", *, keep_alive: bool) -> bytes:
     """The same response as it goes over the wire; `keep_alive` says whether the connection stays open behind it."""
-    body = json.dumps(error_envelope(error)).encode()
+    said = text_of(request_id)
+    body = json.dumps(error_envelope(error, said)).encode()
     fields = _fields(error) | {"Content-Type": "application/json; charset=utf-8", "Server": "vllm-chill"}
+    if said:
+        fields[NAME] = said
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"

@@ -90,9 +90,13 @@ class Attempts:
         lease = self._controller.lease_now(self._lost, self._key)
         if lease is None:
             again, self._held = self._held, True
-            lease = await self._desk.lease(self._caller, again=again, key_of_replica=self._key)
+            lease = await self._hold(again=again)
         self._began = self._controller.now()
         return lease
+
+    async def _hold(self, *, again: bool) -> Lease:
+        """A lease for who has to wait. Raises as HoldDesk.lease does."""
+        return await self._desk.lease(self._caller, again=again, key_of_replica=self._key)
 
     async def prepare(self, endpoint: Endpoint) -> None:
         """Have the adapter there that the request asks for. Raises as Adapters.load does."""

@@ -17,6 +17,7 @@ from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, pour
+from vllm_chill.proxy.request_id import text_of
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 # How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
@@ -43,9 +44,10 @@ class Exchange:
 
     `connection` is None from the moment the connection is given back or gone, `request_sent` whether the upstream
     has all of the request, `sent` how many bytes the client was sent, `aborted` whether the engine has said that it
-    gave the answer up, which else looks whole. `fields` are added to the response's head, each with its line end.
-    A subclass says what the end means (`finish`,
-    which is called once the connection is not needed any more) and hears of the response's first bytes (`began`).
+    gave the answer up, which else looks whole. `fields` are added to the response's head, each with its line end, and
+    so is `request_id`, as request_id.py has it, unless the engine says one. A subclass says what the end means
+    (`finish`, which is called once the connection is not needed any more) and hears of the response's first bytes
+    (`began`).
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Exchange:
         "connection",
         "fields",
         "framing",
+        "request_id",
         "request_sent",
         "sent",
     )
@@ -76,6 +79,7 @@ class Exchange:
         self.connection: UpstreamConnection | None = None
         self.fields = b""
         self.framing = framing
+        self.request_id = b""
         self.request_sent = False
         self.sent = 0
         self.aborted = False
@@ -106,9 +110,9 @@ class Exchange:
         if out:
             if not self.sent:
                 self.began()
-                if self.fields:
-                    line, _, rest = out.partition(b"\r\n")
-                    out = b"%b\r\n%b%b" % (line, self.fields, rest)
+                fields = self.fields if framing.says_id else self.fields + self.request_id
+                if fields:
+                    out = out.replace(b"\r\n", b"\r\n" + fields, 1)
                 if not framing.complete and framing.untouched >= POURED_BYTES:
                     self._pour(framing.untouched)
             self._client.write(out)
@@ -151,7 +155,7 @@ class Exchange:
     def end_early(self, failure: ChillError) -> None:
         """End a response that will never be whole: a stream of events with one that says so, if that can be done."""
         error = failure if isinstance(failure, AnswerableError) else UpstreamReset(failure.message)
-        last = self.framing.rescue(error_event(error_envelope(error)))
+        last = self.framing.rescue(error_event(error_envelope(error, text_of(self.request_id))))
         if last is not None:
             self._client.write(last)
         else:

@@ -20,7 +20,7 @@ from vllm_chill.core.naming import Naming
 from vllm_chill.core.outliers import FIRST_GATEWAY_ERROR
 from vllm_chill.core.prompt import LOOKED_INTO_BYTES
 from vllm_chill.core.routing import Route, route_of
-from vllm_chill.errors import AnswerableError, ChillError, UpstreamRefused, UpstreamReset
+from vllm_chill.errors import AnswerableError, ChillError, ResponseCut, UpstreamRefused, UpstreamReset
 from vllm_chill.proxy.adapters import Adapters
 from vllm_chill.proxy.answer import answer_bytes
 from vllm_chill.proxy.attempts import Attempts
@@ -33,6 +33,7 @@ from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.pour import POURED_BYTES
 from vllm_chill.proxy.relay import WRITTEN_AT_ONCE, RelayTimeouts
 from vllm_chill.proxy.request_framing import too_large
+from vllm_chill.proxy.request_id import RequestIds, text_of
 from vllm_chill.proxy.served import Choice, Directory
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -52,8 +53,15 @@ class Counter(Protocol):
     def handed_on(self) -> None:
         """Take that a request which had begun goes another way, on which it begins again."""
 
-    def bug(self, method: str) -> AnswerableError:
+    def failed(self, method: str, request_id: bytes, failure: ChillError) -> None:
+        """Log what a request came to."""
+
+    def bug(self, method: str, request_id: bytes) -> AnswerableError:
         """Log the exception that is being handled, and how to answer it."""
+
+
+MakeExchange = Callable[["Connection", PlainRequest, float], "FastExchange"]
+"""Makes what serves one request of a connection, which has begun then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,9 @@ class FastLane:
     `gate` says who may, None: everybody. `pages_apart`: what a browser sends for a page of another origin is not for
     this lane.
 
-    `heads` has the heads that the connections know, so that those of one client's many connections are one.
+    `heads` has the heads that the connections know, so that those of one client's many connections are one. `new_id`
+    makes the ids of requests that say none. `exchange` serves a request whose body is whole before it is sent, and
+    `upload` one whose body is streamed.
     """
 
     directory: Directory
@@ -85,6 +95,9 @@ class FastLane:
     pages_apart: bool = False
     largest_body: int | None = None
     heads: KnownHeads = field(default_factory=KnownHeads)
+    new_id: Callable[[], bytes] = field(default_factory=lambda: RequestIds().new)
+    exchange: MakeExchange = field(default_factory=lambda: FastExchange)
+    upload: MakeExchange = field(default_factory=lambda: FastUpload)
 
     def streams(self, size: int) -> bool:
         """Whether a small body that is not whole goes on as it comes."""
@@ -127,6 +140,7 @@ class FastExchange(Exchange):
     """
 
     __slots__ = (
+        "_added",
         "_attempts",
         "_begun",
         "_choice",
@@ -158,6 +172,8 @@ class FastExchange(Exchange):
         self._over = False
         self._share = 0  # of the budget for held bodies
         self.committed: Committed | None = None
+        self.request_id = request.head.request_id or lane.new_id()
+        self._added = b"" if request.head.request_id else self.request_id
 
     def enter(self, gate: Gate, data: bytes, now: float) -> bool:
         """Whether the caller may, whose first bytes these are; else that is answered."""
@@ -202,7 +218,7 @@ class FastExchange(Exchange):
         return self._plain.head.field(name)
 
     def commit(self, kind: Kind) -> Committed:
-        self.committed = Committed(kind)
+        self.committed = Committed(kind, fields=self.request_id)
         self.framing = CommittedFraming(self.committed)
         self._client.write(self.committed.head())
         return self.committed
@@ -324,7 +340,7 @@ class FastExchange(Exchange):
         self.take(connection, lease.endpoint)
         peer, scheme = self._connection.peer
         authorization = self._pool.access.authorization
-        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme, authorization)
+        written = plain.head.for_upstream(plain.length, lease.endpoint, peer, scheme, authorization, self._added)
         if len(self._request) < WRITTEN_AT_ONCE:
             connection.transport.write(written + self._request[plain.start :])
         else:
@@ -352,7 +368,7 @@ class FastExchange(Exchange):
         except AnswerableError as error:
             self._answer(error)
         except Exception:
-            self._answer(self._connection.lane.counter.bug(self._plain.head.method))
+            self._tell(self._connection.lane.counter.bug(self._plain.head.method, self.request_id))
         else:
             self._task = None
             self._send(connection, connection.loop.time())
@@ -426,20 +442,26 @@ class FastExchange(Exchange):
             connection.over(now, keep_alive=framing.keep_alive and not lane.counter.draining, unread=self._missing > 0)
 
     def _cut(self, failure: ChillError) -> None:
-        self._connection.lane.cut()
+        lane = self._connection.lane
+        lane.cut()
+        lane.counter.failed(self._plain.head.method, self.request_id, ResponseCut(failure.message))
         now = self._count(self.framing.status)
         self.end_early(failure)
         self._connection.over(now, keep_alive=False)
 
     def _answer(self, error: AnswerableError) -> None:
+        self._connection.lane.counter.failed(self._plain.head.method, self.request_id, error)
+        self._tell(error)
+
+    def _tell(self, error: AnswerableError) -> None:
         self._task = None
         self.request_sent = False
         self._release()
         keep_alive = not self._connection.lane.counter.draining and not self.unread
         if self.committed is not None:
-            self._client.write(self.committed.failure(error_envelope(error)))
+            self._client.write(self.committed.failure(error_envelope(error, text_of(self.request_id))))
         else:
-            self._client.write(answer_bytes(error, keep_alive=keep_alive))
+            self._client.write(answer_bytes(error, self.request_id, keep_alive=keep_alive))
         if keep_alive and self._connection.writing_paused:
             self._connection.when_writable(partial(self._answered, error.status))
         else:

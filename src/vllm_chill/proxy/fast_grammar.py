@@ -22,6 +22,7 @@ from vllm_chill.core.target import Endpoint
 from vllm_chill.proxy.body import length_field
 from vllm_chill.proxy.headers import FORWARDED, forwarded, host_of
 from vllm_chill.proxy.request_framing import HOST
+from vllm_chill.proxy.request_id import field_of
 
 HEAD_BYTES = 16 * 1024
 _FIELDS = 100  # aiohttp takes 128
@@ -35,13 +36,13 @@ _HEAD = re.compile(
 # In the head in lower case. The first row goes on as it came and may come once, as aiohttp's parser has it; the
 # second is written anew; with any of the rest the request is not plain.
 _SPECIAL = re.compile(
-    rb"\r\n(content-type|user-agent"
+    rb"\r\n(content-type|user-agent|x-request-id"
     rb"|host|content-length|connection|x-forwarded-for|x-forwarded-host|x-forwarded-proto"
     rb"|transfer-encoding|te|trailer|expect|upgrade|http2-settings|keep-alive|proxy-connection|proxy-authenticate"
     rb"|proxy-authorization|content-location|content-range|etag|max-forwards|server|sec-websocket-key1):"
 )
 _WRITTEN_ANEW = FORWARDED | {b"host", b"content-length", b"connection"}
-_KNOWN = _WRITTEN_ANEW | {b"content-type", b"user-agent"}
+_KNOWN = _WRITTEN_ANEW | {b"content-type", b"user-agent", b"x-request-id"}
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,9}")
 _LENGTH_FIELD = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,9})\r\n")
 
@@ -57,6 +58,7 @@ class PlainHead:
     if it says no length). `_fields` has the fields that go on as they came, each after a line end; `_special`, by
     name in lower case, those that are written anew. `proxied` says whether it is one that takes a lease, and
     `of_page` whether a browser sends it for a page; `naming` and `authorization` are found when they are asked for.
+    `request_id` is the client's own, as request_id.py has it; none if it says none.
     """
 
     __slots__ = (
@@ -71,6 +73,7 @@ class PlainHead:
         "naming",
         "of_page",
         "proxied",
+        "request_id",
         "target",
     )
 
@@ -85,12 +88,19 @@ class PlainHead:
         self._fields = fields
         self._special = special
         self.of_page = False
+        self.request_id = b""
         self.naming: Naming | None = None
         self._authorization: bytes | None = b""  # not looked for yet
         self._written: tuple[Endpoint, str, str, bytes | None, bytes] | None = None
 
     def for_upstream(
-        self, length: int | None, endpoint: Endpoint, peer: str, scheme: str, authorization: bytes | None = None
+        self,
+        length: int | None,
+        endpoint: Endpoint,
+        peer: str,
+        scheme: str,
+        authorization: bytes | None = None,
+        added: bytes = b"",
     ) -> bytes:
         """The head for the upstream: what `headers.request_head` makes of the same request."""
         written = self._written
@@ -112,8 +122,8 @@ class PlainHead:
             )
             written = self._written = endpoint, peer, scheme, authorization, lines
         if length is None:
-            return b"%b%b\r\n" % (written[4], length_field(self.method, None))
-        return b"%bContent-Length: %d\r\n\r\n" % (written[4], length)
+            return b"%b%b%b\r\n" % (written[4], added, length_field(self.method, None))
+        return b"%b%bContent-Length: %d\r\n\r\n" % (written[4], added, length)
 
     @property
     def authorization(self) -> bytes | None:
@@ -121,6 +131,10 @@ class PlainHead:
         if self._authorization == b"":
             self._authorization = said_by(self.field("Authorization"), self.field("X-Api-Key"))
         return self._authorization
+
+    def drop(self, fields: re.Pattern[bytes]) -> None:
+        """Have these fields, each after a line end, not go on."""
+        self._fields = fields.sub(b"", self._fields)
 
     def find_naming(self) -> Naming:
         """How a request with this head names its model; `naming` has it from now on."""
@@ -187,6 +201,9 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
     length = special.get(b"content-length")
     if length is not None and not _LENGTH.fullmatch(length):
         return None
+    request_id = field_of(special[b"x-request-id"]) if b"x-request-id" in special else b""
+    if request_id is None:
+        return None
     written_anew = {name: value for name, value in special.items() if name in _WRITTEN_ANEW}
     method, target = _METHODS[match[1]], match[2]
     route = route_of(method, target.partition(b"?")[0].decode("ascii"))
@@ -195,6 +212,7 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
         proxied = False  # a browser, perhaps, that is shown a page rather than held
     head = PlainHead(method, target, b"".join(kept), written_anew, proxied=proxied)
     head.of_page = b"\r\norigin:" in lowered
+    head.request_id = request_id
     start = end + 4
     if length is None:
         head.before = data[:start]
@@ -204,11 +222,14 @@ def first_look(data: bytes, route_of: Callable[[str, str], Route] = route_of) ->
 
 
 class KnownHeads:
-    """The heads of the connections there are: a client opens many, and says the same on each of them."""
+    """The heads of the connections there are: a client opens many, and says the same on each of them. Fields that
+    `dropped` matches do not go on.
+    """
 
-    __slots__ = ("_heads",)
+    __slots__ = ("_dropped", "_heads")
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: re.Pattern[bytes] | None = None) -> None:
+        self._dropped = dropped
         self._heads: WeakValueDictionary[bytes, PlainHead] = WeakValueDictionary()
 
     def look(self, data: bytes, route_of: Callable[[str, str], Route] = route_of) -> PlainRequest | None:
@@ -221,5 +242,7 @@ class KnownHeads:
             return PlainRequest(head, start, int(field[1]) if field is not None else None)
         request = first_look(data, route_of)
         if request is not None:
+            if self._dropped is not None:
+                request.head.drop(self._dropped)
             self._heads[request.head.before + (request.head.after or b"")] = request.head
         return request

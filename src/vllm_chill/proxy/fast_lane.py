@@ -14,7 +14,7 @@ from typing import Any, cast
 from vllm_chill.errors import AnswerableError, RequestTimeout
 from vllm_chill.proxy.aiohttp_seam import LINGER_SECONDS, ClientServer, cut_off
 from vllm_chill.proxy.answer import answer_bytes
-from vllm_chill.proxy.fast_exchange import FastExchange, FastLane, FastUpload
+from vllm_chill.proxy.fast_exchange import FastExchange, FastLane
 from vllm_chill.proxy.fast_grammar import PlainHead
 from vllm_chill.proxy.pour import UP_BYTES, pour
 from vllm_chill.proxy.stalls import Client, Part, Progress
@@ -188,7 +188,7 @@ class FastConnection(asyncio.Protocol):
         lane.counter.begun()
         size = request.length or 0
         streamed = size > lane.body_bytes or (len(data) < request.start + size and lane.streams(size))
-        kind = FastUpload if streamed else FastExchange
+        kind = lane.upload if streamed else lane.exchange
         exchange = self._exchange = kind(self, request, begun)
         if lane.gate is None or exchange.enter(lane.gate, data, begun):
             exchange.start(data, begun)

@@ -20,6 +20,7 @@ from vllm_chill.proxy.committed import Committed, Kind, Rewrite
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.hold import STREAMED_BYTES, Caller
 from vllm_chill.proxy.relay import fields_of, relay
+from vllm_chill.proxy.request_id import id_of, text_of
 from vllm_chill.proxy.served import Choice, Directory, Served
 from vllm_chill.proxy.tunnel import tunnel, upgrade_of
 from vllm_chill.proxy.upstream import UpstreamPool
@@ -79,7 +80,7 @@ class ProxyHandler:
         """
         expects = _expects_continue(request)
         body = RequestBody(request, self._options.replay_bytes)
-        caller = _Caller(request, body)
+        caller = SlowCaller(request, body)
         choice = self._only
         if choice is None or (caller.key is not None and caller.key.models is not None):
             choice, expects = await self._choose(request, body, caller.key, expects=expects)
@@ -106,9 +107,11 @@ class ProxyHandler:
         except AnswerableError as error:
             if caller.committed is None:
                 raise
-            last = caller.committed.failure(error_envelope(error))
+            last = caller.committed.failure(error_envelope(error, text_of(id_of(request))))
             caller.write(last)
-            return Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+            told = Relayed(error.status, len(last), keep_alive=caller.committed.keep_alive)
+            told.failure = error
+            return told
         except Exception:
             if caller.committed is not None:
                 caller.cut_off()  # or an answer to the error would stand within the response that it has
@@ -172,7 +175,7 @@ class ProxyHandler:
         request: web.BaseRequest,
         body: RequestBody,
         attempts: Attempts,
-        caller: _Caller,
+        caller: SlowCaller,
         rewrite: Rewrite | None,
         *,
         expects: bool,
@@ -220,18 +223,18 @@ class ProxyHandler:
         return Attempts(choice, self._adapters, self._metrics, self._options, caller)
 
 
-class _Caller:
+class SlowCaller:
     """A request of aiohttp's server, as one that may be held."""
 
     def __init__(self, request: web.BaseRequest, body: RequestBody) -> None:
         self.committed: Committed | None = None
         self.key = api_key_of(request)
-        self._request = request
+        self.request = request
         self._body = body
 
     @property
     def peer_address(self) -> str:
-        return peer_of(self._request.protocol)[0]
+        return peer_of(self.request.protocol)[0]
 
     @property
     def body(self) -> bytes:
@@ -246,29 +249,29 @@ class _Caller:
         return self._body.held_bytes(STREAMED_BYTES)
 
     def field(self, name: str) -> str | None:
-        return self._request.headers.get(name)
+        return self.request.headers.get(name)
 
     def commit(self, kind: Kind) -> Committed:
-        message = message_of(self._request)
+        message = message_of(self.request)
         http10 = message.version < HttpVersion11
-        keep_alive, fields = not message.should_close, fields_of(self._request)
+        keep_alive, fields = not message.should_close, fields_of(self.request) + id_of(self.request)
         self.committed = Committed(kind, http10=http10, keep_alive=keep_alive, fields=fields)
         self.write(self.committed.head())
         return self.committed
 
     def tell(self, data: bytes) -> None:
-        if not connection_of(self._request).writing_paused:
+        if not connection_of(self.request).writing_paused:
             self.write(data)
 
     def cut_off(self) -> None:
         """Drop the client's connection within its response, if it is still there."""
-        if self._request.transport is not None:
-            cut_off(self._request.transport, reset=self.committed is not None and not self.committed.last)
+        if self.request.transport is not None:
+            cut_off(self.request.transport, reset=self.committed is not None and not self.committed.last)
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client, if it is still there."""
-        if self._request.transport is not None:
-            self._request.transport.write(data)
+        if self.request.transport is not None:
+            self.request.transport.write(data)
 
 
 def api_key_of(request: web.BaseRequest) -> Key | None:

@@ -69,12 +69,14 @@ def request_head(
     scheme: str,
     authorization: bytes | None = None,
     besides: frozenset[bytes] = frozenset(),
+    added: bytes = b"",
 ) -> bytes:
     """The request line and the fields, with the empty line.
 
     `framing` is the field, whole with its line end, that says how the body is sent; empty for none. `peer` is the
     client's address, empty if it has none (a Unix socket); `scheme` what it spoke; `authorization` is as in
-    EngineAccess. Fields whose names, in lower case, are in `besides` do not go on.
+    EngineAccess. Fields whose names, in lower case, are in `besides` do not go on; `added` are others, each with its
+    line end.
     X-Forwarded-For gets the peer at its end. X-Forwarded-Proto and X-Forwarded-Host are set only where no proxy
     before this one has set them: the first proxy's word is the one about the client. Raises BadRequest for a
     target that has no path (CONNECT).
@@ -101,7 +103,7 @@ def request_head(
     lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (message.method.encode(), target, host_of(endpoint))]
     lines += map(_field, fields)
     lines.append(forwarded(said, peer, scheme, authority or said.get(b"host", b"")))
-    return b"\r\n".join(lines) + framing + b"\r\n"
+    return b"\r\n".join(lines) + added + framing + b"\r\n"
 
 
 def forwarded(said: Mapping[bytes, bytes], peer: str, scheme: str, host: bytes) -> bytes:

@@ -22,6 +22,7 @@ from vllm_chill.proxy.committed import Committed, CommittedFraming, Rewrite
 from vllm_chill.proxy.exchange import Exchange, StaleConnection, named, silent
 from vllm_chill.proxy.framing import ResponseFraming
 from vllm_chill.proxy.headers import request_head
+from vllm_chill.proxy.request_id import id_of
 from vllm_chill.proxy.rewritten import RewrittenFraming, unencoded
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -33,8 +34,22 @@ origin's page it is, and adds none of its own.
 """
 
 _ORIGIN = frozenset({b"origin"})
-_NO_FIELDS: frozenset[bytes] = frozenset()
 WRITTEN_AT_ONCE = 64 * 1024  # below, copying a body behind its head costs less than a system call for each
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Fields that the engine is told of a request, each with its line end, in place of its own of these names, which
+    are in lower case.
+    """
+
+    fields: bytes = b""
+    in_place_of: frozenset[bytes] = frozenset()
+
+
+_NOTHING = Added()
+ADDED: RequestKey[Added] = RequestKey("vllm_chill.added", Added)
+"""Where a request has what the engine is told besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,7 @@ async def relay(
     peer, scheme = peer_of(request.protocol)
     message = message_of(request) if rewrite is None else unencoded(message_of(request))
     authorization = pool.access.authorization
+    added = added_to(request)
     head = request_head(
         message,
         endpoint,
@@ -88,7 +104,8 @@ async def relay(
         peer=peer,
         scheme=scheme,
         authorization=authorization,
-        besides=_ORIGIN if FIELDS in request else _NO_FIELDS,
+        besides=added.in_place_of | _ORIGIN if FIELDS in request else added.in_place_of,
+        added=added.fields,
     )
     connection = pool.take(endpoint) if body.replayable else None
     if connection is not None:
@@ -101,6 +118,12 @@ async def relay(
     connection = await pool.connect(endpoint, timeouts.connect_seconds)
     framing = _framing(request, committed, rewrite)
     return await _Relay(request, connection, pool, endpoint, framing, began).run(head, whole, body, timeouts)
+
+
+def added_to(request: BaseRequest) -> Added:
+    """What the engine is told besides."""
+    added: Added = request.get(ADDED, _NOTHING)
+    return added
 
 
 def fields_of(request: BaseRequest) -> bytes:
@@ -144,6 +167,7 @@ class _Relay(Exchange):
         self._began = began
         if not isinstance(framing, CommittedFraming):
             self.fields = fields_of(request)
+        self.request_id = id_of(request)
         self.take(connection, endpoint)
 
     async def run(self, head: bytes, whole: bytes | None, body: RequestBody, timeouts: RelayTimeouts) -> Relayed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
@@ -24,6 +24,9 @@ from vllm_chill.proxy.affinity import Affinity, Asker
 from vllm_chill.proxy.hold import Budget, HoldDesk
 from vllm_chill.telemetry.start_record import StartRecord
 
+if TYPE_CHECKING:
+    from vllm_chill.telemetry.spans import WakeSpans
+
 _SHOWN_CHARACTERS = 160
 
 
@@ -31,6 +34,7 @@ _SHOWN_CHARACTERS = 160
 class Served:
     """One scale target with all that its requests meet. `entry` is its model in the catalogue; None where the proxy
     has one target and no catalogue. `affinity` says which requests should meet at one replica, None if none need to.
+    `wakes` has the spans of its wakes where there is tracing.
     """
 
     controller: ScaleController
@@ -39,6 +43,7 @@ class Served:
     knowledge: ModelKnowledge
     entry: ModelEntry | None = None
     affinity: Affinity | None = None
+    wakes: WakeSpans | None = None
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from vllm_chill.errors import UpstreamInvalid, UpstreamRefused, UpstreamReset, U
 from vllm_chill.proxy.aiohttp_seam import Relayed, cut_off, message_of, peer_of, take_over
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.headers import request_head
-from vllm_chill.proxy.relay import RelayTimeouts
+from vllm_chill.proxy.relay import RelayTimeouts, added_to
 from vllm_chill.proxy.upstream import why_refused
 
 _HEAD_BYTES = 64 * 1024
@@ -58,8 +58,18 @@ async def tunnel(
     framing = f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n".encode()
     reader, writer = await _connect(endpoint, timeouts.connect_seconds, access)
     try:
-        message, authorization = message_of(request), access.authorization
-        writer.write(request_head(message, endpoint, framing, peer=peer, scheme=scheme, authorization=authorization))
+        added = added_to(request)
+        head = request_head(
+            message_of(request),
+            endpoint,
+            framing,
+            peer=peer,
+            scheme=scheme,
+            authorization=access.authorization,
+            besides=added.in_place_of,
+            added=added.fields,
+        )
+        writer.write(head)
         with _named(endpoint):
             async with asyncio.timeout(timeouts.response_seconds):
                 status, head = await _read_head(reader)

@@ -445,6 +445,11 @@ class Settings(Declared):
         "How many connections clients may have. Beyond it those are closed that have been idle for longest; if none is "
         "idle, one more is answered 503. Each request may need a second one, to the target.",
     )  # fmt: skip
+    otlp_traces_endpoint: Url | None = setting(
+        None, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "Tracing", "an http:// or https:// URL",
+        "The OpenTelemetry collector that gets a trace of each request and of each wake; vllm-chill[otel] brings what "
+        "is needed. Not set: as OTEL_EXPORTER_OTLP_ENDPOINT says, and without that there are no traces.",
+    )  # fmt: skip
     log_format: LogFormat = LOG_FORMAT
     log_level: LogLevel = LOG_LEVEL
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +20,15 @@ from vllm_chill.telemetry.metrics import Metrics
 class StartRecord:
     """ports.Recorder for one target's starts: a log line and the phases' metrics for each that is over.
 
-    `starts` is the value that it keeps. `awaits_answer` is true between ready and the first byte of an answer; only
-    then does `answered` do anything, so the request path looks at it first.
+    `starts` is the value that it keeps; `on_change` is called with it as it was and as it has become. `awaits_answer`
+    is true between ready and the first byte of an answer; only then does `answered` do anything, so the request path
+    looks at it first.
     """
 
     def __init__(self, ref: TargetRef, metrics: Metrics) -> None:
         self.starts = Starts()
         self.awaits_answer = False
+        self.on_change: Callable[[Starts, Starts], None] | None = None
         self._ref = ref
         self._phases = metrics.cold_start_phases
         self._log = structlog.get_logger("vllm_chill.target")
@@ -112,6 +115,8 @@ class StartRecord:
     def _become(self, after: Starts) -> None:
         before, self.starts = self.starts, after
         self.awaits_answer = after.awaits_answer
+        if self.on_change is not None:
+            self.on_change(before, after)
         if after.past is not before.past:
             self._learn(after.current or after.last)
         if after.last is not None and after.last is not before.last:

@@ -44,6 +44,7 @@ _ERROR = {
                 "type": {"type": "string"},
                 "code": {"type": "string", "description": "What programs tell errors apart by."},
                 "param": {"type": ["string", "null"]},
+                "request_id": {"type": "string", "description": "As in X-Request-Id; the log has it too."},
             },
         }
     },

@@ -6,6 +6,7 @@ The rule: every request ends in one place, where it is counted; every error beco
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -16,15 +17,16 @@ import structlog
 from aiohttp import hdrs, web
 
 from vllm_chill.core.routing import DEFAULT_ROUTES, Route, Routes, is_own
-from vllm_chill.errors import AnswerableError, BadRequest, InternalError, NotFound, RequestTooLarge
+from vllm_chill.errors import AnswerableError, BadRequest, ChillError, InternalError, NotFound, RequestTooLarge
 from vllm_chill.proxy.aiohttp_seam import ClientServer, connection_of, end_with_response
 from vllm_chill.proxy.answer import answer
 from vllm_chill.proxy.client_limits import ClientLimits
 from vllm_chill.proxy.door import Refusal
 from vllm_chill.proxy.fast_exchange import Counter, FastLane
 from vllm_chill.proxy.fast_lane import FastServer
-from vllm_chill.proxy.relay import FIELDS, Relayed
+from vllm_chill.proxy.relay import ADDED, FIELDS, Added, Relayed
 from vllm_chill.proxy.request_framing import too_large
+from vllm_chill.proxy.request_id import IN_PLACE_OF, NAME, REQUEST_ID, RequestIds, id_of, text_of
 from vllm_chill.proxy.upstream import KEEPALIVE
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.cors import Cors
@@ -32,7 +34,10 @@ from vllm_chill.web.doorkeeper import Doorkeeper
 
 DEFAULT_LIMITS = ClientLimits()
 
+_LOG = logging.getLogger("vllm_chill.server")
+
 _CLIENT_LEFT = 499
+_FIRST_SERVER_ERROR = 500
 _HEAD_BYTES = 64 * 1024
 _KEEPALIVE_SECONDS = 3630.0  # longer than any load balancer in front keeps its connections
 
@@ -71,7 +76,8 @@ class ProxyServer:
         self._metrics = metrics
         self._count = metrics.requests.proxied.count
         self._clock = asyncio.get_running_loop().time
-        self._log = structlog.get_logger("vllm_chill.server")
+        self._log = structlog.get_logger(_LOG.name)
+        self._ids = RequestIds()
         self._active = 0
         self._quiet = asyncio.Event()
         self.draining = False
@@ -99,6 +105,7 @@ class ProxyServer:
             largest_body=largest,
             gate=None if self._doorkeeper is None else self._doorkeeper.gate,
             pages_apart=self._cors is not None,
+            new_id=self._ids.new,
         )
         return FastServer(self._handle, lane=ours, **options)
 
@@ -155,6 +162,7 @@ class ProxyServer:
         begun = self._clock()
         self._active += 1
         route, status = Route.PROXIED, _CLIENT_LEFT
+        request_id = self._identify(request)
         try:
             try:
                 agent = request.headers.get(hdrs.USER_AGENT, "")
@@ -164,13 +172,18 @@ class ProxyServer:
                 self._check_size(request)
                 response = await self._answer(route, request)
             except AnswerableError as error:
+                self.failed(request.method, request_id, error)
                 response = _answered(request, error)
             except Refusal as refusal:
+                self.failed(request.method, request_id, refusal.error)
                 response = _answered(request, refusal.error)
             except (ConnectionError, asyncio.CancelledError):
                 raise
             except Exception:
-                response = answer(self.bug(request.method, route))
+                response = answer(self.bug(request.method, request_id, route), request_id)
+            else:
+                if isinstance(response, Relayed) and response.failure is not None:
+                    self.failed(request.method, request_id, response.failure)
             status = response.status
             self._finish(request, response)
             return response
@@ -179,6 +192,14 @@ class ProxyServer:
             self._active -= 1
             if self.draining and not self._active:
                 self._quiet.set()
+
+    def _identify(self, request: web.BaseRequest) -> bytes:
+        """Give a request its id."""
+        request_id, its_own = self._ids.of(request.headers.getall(NAME, ()))
+        request[REQUEST_ID] = request_id
+        if not its_own:
+            request[ADDED] = Added(request_id, IN_PLACE_OF)
+        return request_id
 
     async def _answer(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         cors = self._cors if not is_own(route) and hdrs.ORIGIN in request.headers else None
@@ -214,16 +235,30 @@ class ProxyServer:
         if self.draining and not self._active:
             self._quiet.set()
 
-    def bug(self, method: str, route: Route = Route.PROXIED) -> AnswerableError:
+    def bug(self, method: str, request_id: bytes, route: Route = Route.PROXIED) -> AnswerableError:
         """Log the exception that is being handled, and how to answer it."""
-        self._log.exception("a bug in vllm-chill", method=method, route=route.value)
+        self._log.exception("a bug in vllm-chill", method=method, route=route.value, request_id=text_of(request_id))
         return InternalError("vllm-chill has a bug here, and its log says more. Please report it.")
+
+    def failed(self, method: str, request_id: bytes, failure: ChillError) -> None:
+        """Log what a request came to; what is for its client to mend only where all is logged."""
+        mendable = isinstance(failure, AnswerableError) and failure.status < _FIRST_SERVER_ERROR
+        if mendable and not _LOG.isEnabledFor(logging.DEBUG):
+            return  # whoever refuses a flood has no time to find out that nobody hears of it
+        said: dict[str, Any] = {"request_id": text_of(request_id), "method": method, "cause": failure.message}
+        if isinstance(failure, AnswerableError):
+            said |= {"status": failure.status, "code": failure.code}
+        if mendable:
+            self._log.debug("request refused", **said)
+        else:
+            self._log.info("request failed" if "status" in said else "response cut", **said)
 
     def _finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         if isinstance(response, Relayed):
             response.keep_alive = response.keep_alive and not self.draining
             return
         response.headers["Server"] = "vllm-chill"
+        response.headers[NAME] = text_of(id_of(request))
         response.headers.update(request.get(FIELDS, {}))
         if self.draining or end_with_response(request):
             response.force_close()
@@ -247,10 +282,10 @@ def _watch_for_the_vanished(site: web.TCPSite) -> None:
 
 
 def _answered(request: web.BaseRequest, error: AnswerableError) -> web.StreamResponse:
-    connection = connection_of(request)
+    connection, request_id = connection_of(request), id_of(request)
     if connection.has_refused_body:
-        return connection.farewell(error)
-    response = answer(error)
+        return connection.farewell(error, request_id)
+    response = answer(error, request_id)
     if isinstance(error, RequestTooLarge):
         response.force_close()
     return response
