@@ -100,7 +100,7 @@ async def followed(process: asyncio.subprocess.Process) -> AsyncIterator[Serving
     proxy = Serving(process)
     following = asyncio.create_task(proxy.follow())
     try:
-        listening = await proxy.until_logged("listening")
+        listening = await proxy.until_logged("listening", seconds=60)
         proxy.url = f"http://{listening['host']}:{listening['port']}"
         yield proxy
     finally:

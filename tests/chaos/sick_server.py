@@ -44,6 +44,8 @@ class SickServer:
         self.authority = trustme.CA()
         self.asked: list[tuple[str, str]] = []
         """The method and path of each request so far; of a watch, WATCH."""
+        self.scaled = 0
+        """How many writes of a scale the real server has carried out."""
         self._kubeconfig = kubeconfig
         self._watches: set[asyncio.Task[Any]] = set()
         self._last_words = b""
@@ -97,6 +99,7 @@ class SickServer:
         try:
             asked = self._session.request(request.method, url, headers=headers, data=await request.read() or None)
             async with asked as answer:
+                self.scaled += request.path.endswith("/scale") and request.method != "GET" and answer.status == 200
                 kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
                 response = web.StreamResponse(status=answer.status, headers=kept)
                 await response.prepare(request)

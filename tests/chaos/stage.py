@@ -147,6 +147,11 @@ class Stage:
             if sickness is not None:
                 proxy.api.end_watches(last_words)
 
+    @property
+    def scaled(self) -> int:
+        """How many writes of a scale the API server has carried out, for all proxies together."""
+        return sum(proxy.api.scaled for proxy in self.proxies)
+
     async def replicas_become(self, target: Target, replicas: int, seconds: float = 60) -> float:
         """Wait until so many are asked for; how long that took. More than `seconds` is an AssertionError."""
         begun = now()

@@ -47,7 +47,7 @@ async def test_a_lease_that_says_nothing_is_held_by_nobody(server: StubApi, stor
 async def test_what_is_written_is_the_lease_as_it_was_read_with_another_record(
     server: StubApi, store: KubernetesLease
 ) -> None:
-    server.refusals = [(200, lease(preferredHolder="b")), (200, lease())]
+    server.refusals = [(200, lease(preferredHolder="b")), (200, lease(holderIdentity=None))]
     found = await store.get()
     assert found is not None
     await store.update(found, Record("", 1, "", "2026-01-01T12:00:02.000000Z", 3))
@@ -99,4 +99,34 @@ async def test_a_server_that_is_away_is_unavailable(server: StubApi, store: Kube
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
         await store.get()
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
+        await store.create(RECORD)
+
+
+NOT_IT: list[Json] = [
+    {},
+    {"metadata": {"resourceVersion": "1"}, "items": []},
+    {"metadata": META | {"name": "another"}, "spec": SPEC},
+    {"metadata": META | {"resourceVersion": None}, "spec": SPEC},
+]
+
+
+@pytest.mark.parametrize("answer", NOT_IT)
+async def test_what_is_not_the_lease_is_not_taken_for_one_that_nobody_holds(
+    server: StubApi, store: KubernetesLease, answer: Json
+) -> None:
+    server.refusals = [(200, answer)]
+    with pytest.raises(BackendUnavailable, match="something that is not the Lease ns/leader"):
+        await store.get()
+
+
+@pytest.mark.parametrize("answer", [*NOT_IT, lease(holderIdentity="b_2"), lease(holderIdentity=None)])
+async def test_a_write_is_done_only_if_the_answer_says_so(
+    server: StubApi, store: KubernetesLease, answer: Json
+) -> None:
+    server.refusals = [(200, lease()), (200, answer), (201, answer)]
+    found = await store.get()
+    assert found is not None
+    with pytest.raises(BackendUnavailable, match="something that is not the Lease ns/leader"):
+        await store.update(found, RECORD)
+    with pytest.raises(BackendUnavailable, match="something that is not the Lease ns/leader"):
         await store.create(RECORD)

@@ -15,6 +15,7 @@ from tests.adapters.peers_contract import BUSY, A, B, demands, watched
 from vllm_chill.adapters.kubernetes.client import ApiClient, Json
 from vllm_chill.adapters.kubernetes.peer_leases import ANNOTATION, LABEL, KubernetesPeers
 from vllm_chill.adapters.kubernetes.watch import Pace
+from vllm_chill.core.objects import digest
 from vllm_chill.core.peers import Report, to_text
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 
@@ -25,7 +26,7 @@ PACE = Pace(pause_first_seconds=0.01, pause_most_seconds=0.05)
 
 def lease(identity: str, version: int = 0, text: str = to_text(BUSY)) -> Json:
     metadata = {
-        "name": f"vllm-chill-{identity[-1]}",
+        "name": f"vllm-chill-{digest(identity)}",
         "labels": {LABEL: "vllm-chill"},
         "annotations": {ANNOTATION: text},
         "resourceVersion": str(version),
@@ -103,7 +104,9 @@ async def test_they_are_read_as_they_are_at_this_moment_and_page_by_page(
 async def test_a_report_is_removed_where_it_was_found_and_in_the_version_that_it_had(
     server: StubApi, store: KubernetesPeers
 ) -> None:
-    server.refusals = [(200, {"metadata": {"resourceVersion": "9"}, "items": [lease(A, 7)]})]
+    found = lease(A, 7)
+    found["metadata"]["name"] = "vllm-chill-1"
+    server.refusals = [(200, {"metadata": {"resourceVersion": "9"}, "items": [found]})]
     report = (await store.read())[A]
     for code in (200, 404, 409):
         server.refusals = [(code, status(code, "said"))]
@@ -151,6 +154,13 @@ async def test_a_list_that_was_too_slow_is_to_be_tried_again(server: StubApi, st
 async def test_what_is_no_api_server_is_told(server: StubApi, store: KubernetesPeers) -> None:
     server.refusals = [(200, {"items": []})]
     with pytest.raises(BackendUnavailable, match="is it a Kubernetes API server"):
+        await store.read()
+
+
+@pytest.mark.parametrize("item", [7, None, {"metadata": {}}, {"metadata": {"name": "a"}, "spec": ["a"]}, {}])
+async def test_a_list_of_something_else_is_told(server: StubApi, store: KubernetesPeers, item: object) -> None:
+    server.refusals = [(200, {"metadata": {"resourceVersion": "9"}, "items": [lease(A, 7), item]})]
+    with pytest.raises(BackendUnavailable, match="a list of something that is no Lease"):
         await store.read()
 
 

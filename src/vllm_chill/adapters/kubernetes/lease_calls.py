@@ -1,7 +1,8 @@
 """Calls for the Leases of a namespace, and what their refusals mean to whoever wanted something of them.
 
 The rule: a write names the version that it rests on, so that one that the server carries out late, when nobody waits
-for it any more, does not take back a newer one.
+for it any more, does not take back a newer one. And an answer is believed only if it is the Lease that was asked for,
+as it was written: a proxy that took anything else for one would lead beside another.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class LeaseCalls:
     async def get(self, name: str) -> Json | None:
         """The Lease as it is at this moment; None if there is none."""
         try:
-            return await self._call("get", name)
+            return self._lease(name, await self._call("get", name))
         except BackendConflict:
             return None
 
@@ -46,11 +47,11 @@ class LeaseCalls:
         """The Lease of this name, which there is not yet."""
         metadata = {**(item.get("metadata") or {}), "name": name, "namespace": self._namespace}
         whole = {"apiVersion": VERSION, "kind": "Lease", **item, "metadata": metadata}
-        return await self._call("create", name, body=whole)
+        return self._lease(name, await self._call("create", name, body=whole), holder=_holder(whole))
 
     async def update(self, name: str, item: Json) -> Json:
         """The Lease as it is after it was one of this version and uid."""
-        return await self._call("update", name, body=item)
+        return self._lease(name, await self._call("update", name, body=item), holder=_holder(item))
 
     async def delete(self, name: str, version: str) -> None:
         """Delete it if it still is of this version."""
@@ -65,6 +66,16 @@ class LeaseCalls:
             raise self._refusal(verb, name, error) from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
+
+    def _lease(self, name: str, answer: Json, *, holder: str | None = None) -> Json:
+        """The answer, if it is this Lease; after a write, if it has the holder that was written."""
+        metadata = answer.get("metadata") or {}
+        if metadata.get("name") != name or not metadata.get("resourceVersion") or holder not in {None, _holder(answer)}:
+            raise BackendUnavailable(
+                f"the API server answered with something that is not the Lease {self._namespace}/{name}: is it a "
+                "Kubernetes API server?"
+            )
+        return answer
 
     def _refusal(self, verb: str, name: str, error: ApiError) -> BackendError:
         said = error.message.rstrip(".")
@@ -93,3 +104,7 @@ class LeaseCalls:
     def _needed(self) -> str:
         *first, last = (f'"{right}"' for right in self._rights)
         return f"{', '.join(first)} and {last}"
+
+
+def _holder(item: Json) -> str:
+    return str((item.get("spec") or {}).get("holderIdentity") or "")

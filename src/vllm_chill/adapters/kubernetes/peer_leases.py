@@ -15,7 +15,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, Json, Query
+from vllm_chill.adapters.kubernetes.client import UNREADABLE, ApiClient, Json, Query
 from vllm_chill.adapters.kubernetes.lease_calls import LeaseCalls, path_of
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
 from vllm_chill.api.kinds import ANNOTATIONS
@@ -98,7 +98,7 @@ class KubernetesPeers:
             page = await self._leases.list(query)
             metadata = page.get("metadata") or {}
             version = _number(metadata) if version is None else version
-            found |= {item["metadata"]["name"]: _report(item) for item in page.get("items") or []}
+            found |= _reports(page)
             if not metadata.get("continue"):
                 break
             query["continue"] = metadata["continue"]
@@ -168,6 +168,13 @@ class KubernetesPeers:
                 "renewTime": now,
             },
         }
+
+
+def _reports(page: Json) -> dict[str, Report]:
+    try:
+        return {item["metadata"]["name"]: _report(item) for item in page.get("items") or []}
+    except UNREADABLE as error:
+        raise BackendUnavailable("the API server sent a list of something that is no Lease") from error
 
 
 def _report(item: Json) -> Report:
