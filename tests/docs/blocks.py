@@ -181,6 +181,12 @@ class Terminal:
         """Type a command that goes on."""
         self._type(f"exec {command}\n")
 
+    def until_anything(self, seconds: float) -> None:
+        """Wait until something has been printed, or the time is over."""
+        end = time.monotonic() + seconds
+        while not self._seen and time.monotonic() < end and self._read(end - time.monotonic()):
+            pass
+
     def printed(self, shown: tuple[str, ...], seconds: float) -> str:
         """All that a command which goes on has printed, once it is as shown, or when the time is over."""
         end = time.monotonic() + seconds
@@ -296,6 +302,8 @@ class Reader:
         terminal = Terminal(self._folder, self._environment)
         self._others.append((block, terminal))
         terminal.begin(command.text)
+        # Whoever begins to watch something sees that it is watched before doing what is to be seen.
+        terminal.until_anything(20.0 * self._patience)
 
     def _type(self, block: Block, command: Command) -> None:
         end = time.monotonic() + block.again_seconds * self._patience
