@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.docs.built_site import FORGE, build_site
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -73,8 +72,6 @@ def test_the_projects_own_files_are_there() -> None:
 
 
 # --- links ---
-
-FORGE = "https://forge.example/me/it"
 
 
 @pytest.mark.parametrize(
@@ -144,14 +141,7 @@ def test_the_lifecycle_is_drawn_whole() -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, as .ci/run builds it."""
-    pytest.importorskip("mkdocs", reason="needs MkDocs: pip install --group site")
-    site = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", str(site)]
-    there = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SITE_REPOSITORY": FORGE, "SITE_URL": "https://site.example/"}
-    done = subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return site
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.mark.slow
