@@ -117,12 +117,12 @@ def _typed(body: list[str]) -> Iterator[Command]:
 _OTHER_EACH_TIME = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?"), "<moment>"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d\b"), "<day>"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "<clock>"),
     (re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"), "<address>"),
     (re.compile(r"\b\d+\.\d+(\.\d+)?(\.dev\d+)?(\+g?[0-9a-f.d]+)?$"), "<version>"),
     (re.compile(r"-[0-9a-f]{8,10}-[a-z0-9]{5}\b"), "-<pod>"),
     (re.compile(r"\b(\d+(\.\d+)? ?(ms|s|m|h|d))+\b"), "<time>"),
-    (re.compile(r"\b\d+(\.\d+)? (GPU-)?hours\b"), "<time>"),
     (re.compile(r"\b\d{10}\b"), "<seconds>"),
     (re.compile(r"[ \t]+"), " "),
 )

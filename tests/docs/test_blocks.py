@@ -53,6 +53,9 @@ def test_a_comment_that_nobody_understands_is_an_error() -> None:
     ("shown", "printed"),
     [
         pytest.param(["phase   ready, for 2s"], "phase      ready, for 1m13s", id="times"),
+        pytest.param(
+            ["2026-11-21 8", "since 2026-11-21T08:00:00Z"], "2026-11-22 8\nsince 2026-11-22T09:13:05Z", id="days"
+        ),
         pytest.param(["endpoints 127.0.0.1:41397"], "endpoints 10.2.0.7:8000", id="addresses"),
         pytest.param(["vllm-6c9f7d5b8-x2x4k up"], "vllm-7d8f5c6b99-abcde up", id="pods"),
         pytest.param(["vllm-chill 0.1.0"], "vllm-chill 0.2.1.dev3+g1a2b3c4", id="versions"),
