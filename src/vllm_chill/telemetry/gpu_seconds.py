@@ -21,8 +21,8 @@ class GpuSeconds(Collector):
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
             "vllm_chill_gpu_seconds",
-            "GPU-seconds that the target was awake, and those that it would have been if it had not been asleep, since "
-            "this proxy began. Of several proxies the one that leads counts, so that they add up.",
+            "GPU-seconds since this proxy began: awake, those that the target's replicas had; asleep, those that one "
+            "replica would have had. Of several proxies the one that leads counts them.",
             labels=("target", "state"),
         )
         for target, asleep, awake in self.counted():
