@@ -39,6 +39,7 @@ _COMMANDS = {
     "decide": "decide:decide_command",
     "scaling": "scaling:scaling",
     "explain": "explain:explain",
+    "doctor": "doctor:doctor",
     "crd": "crd:print_crd",
     "keys": "keys:keys",
     "demo": "demo:demo",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -116,6 +117,11 @@ class ApiClient:
         self._loading = asyncio.Lock()
         self._call_seconds = call_seconds
         self._timed = timed
+
+    @property
+    def server(self) -> str:
+        """Where the API server is: its URL."""
+        return self._access.server
 
     async def call(
         self,
@@ -252,7 +258,8 @@ class ApiClient:
             case aiohttp.ConnectionTimeoutError() | TimeoutError():
                 why = f"it took no connection within {_CONNECT_SECONDS:g} s"
             case aiohttp.ClientConnectorError(os_error=os_error):
-                why = os_error.strerror or str(os_error)
+                # What asyncio calls a failed connection has the address in it, and not why it failed.
+                why = os.strerror(os_error.errno) if (os_error.errno or 0) > 0 else os_error.strerror or str(os_error)
             case aiohttp.ServerDisconnectedError() | ConnectionResetError():
                 why = "it closed the connection"
             case _:
