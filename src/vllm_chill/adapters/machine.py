@@ -13,7 +13,6 @@ import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -24,8 +23,9 @@ from vllm_chill.core.doctor.machine import Listening, NamedFile, Running
 from vllm_chill.core.gpu import Gpu
 from vllm_chill.errors import BackendUnavailable
 
-_SECONDS = 2.0
+_SECONDS = 1.0
 _WORDS_CHARACTERS = 80
+_VLLM_MODULE = "vllm.entrypoints.openai.api_server"
 
 
 def is_program(name: str, environment: Mapping[str, str]) -> bool:
@@ -159,16 +159,12 @@ def _above(found: _Processes, parent: int) -> list[Sequence[str]]:
 def _is_engine(words: Sequence[str]) -> bool:
     if _is_ours(words):
         return False
-    bases = [word.rpartition("/")[2] for word in words[:3]]
-    for at, base in enumerate(bases[:2]):
-        if base == "vllm" and list(words[at + 1 : at + 2]) == ["serve"]:
-            return True
-    modules = [after for flag, after in pairwise(words) if flag == "-m"][:1]
-    return (
-        bases[0] == "llama-server"
-        or words[0].startswith("VLLM::")
-        or modules[:1] == ["vllm.entrypoints.openai.api_server"]
-    )
+    # A script is the second word, after what runs it.
+    command = list(words[1:] if words[0].rpartition("/")[2].startswith("python") else words)
+    base = command[0].rpartition("/")[2] if command else ""
+    if command[:1] == ["-m"]:
+        return command[1:2] == [_VLLM_MODULE]
+    return (base == "vllm" and command[1:2] == ["serve"]) or base == "llama-server" or words[0].startswith("VLLM::")
 
 
 def _is_ours(words: Sequence[str]) -> bool:

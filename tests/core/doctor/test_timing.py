@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,12 @@ SLOW = sound(history='{"version":1,"whole":200,"stages":{}}')
     ],
 )
 def test_what_is_shorter_than_a_start_is_told(check: Check, setting: str, outcome: Outcome, remedy: str) -> None:
-    finding = only(check, SLOW, replace(ASKED, **{setting: 199}))
+    short, long = (replace(ASKED, **dict[str, Any]({setting: seconds})) for seconds in (199, 201))
+    finding = only(check, SLOW, short)
     assert finding.outcome is outcome
     assert "a start takes 3m20s" in finding.says
     assert finding.remedy.startswith(remedy)
-    assert is_fine(found(check, SLOW, replace(ASKED, **{setting: 201})))
+    assert is_fine(found(check, SLOW, long))
 
 
 @pytest.mark.parametrize("history", [None, "", "{}", "not JSON"])

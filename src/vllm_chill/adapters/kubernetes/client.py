@@ -259,7 +259,8 @@ class ApiClient:
                 why = f"it took no connection within {_CONNECT_SECONDS:g} s"
             case aiohttp.ClientConnectorError(os_error=os_error):
                 # What asyncio calls a failed connection has the address in it, and not why it failed.
-                why = os.strerror(os_error.errno) if (os_error.errno or 0) > 0 else os_error.strerror or str(os_error)
+                number = os_error.errno or 0
+                why = os.strerror(number) if number > 0 else os_error.strerror or str(os_error)
             case aiohttp.ServerDisconnectedError() | ConnectionResetError():
                 why = "it closed the connection"
             case _:

@@ -15,7 +15,7 @@ _ROLE_FILE = "deploy/rbac.yaml"
 
 def no_credentials(cause: str) -> Finding:
     """There is no way to an API server, or none that can be used."""
-    said, _, advice = cause.partition("; ")
+    said, _, advice = cause.replace(": correct ", "; correct ").partition("; ")
     return failure(
         said, advice or "name a kubeconfig that can be read", "vllm-chill doctor --kubeconfig ~/.kube/config"
     )

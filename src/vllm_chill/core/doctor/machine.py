@@ -93,13 +93,13 @@ def find_command(machine: Machine) -> Iterator[Finding]:
                 "install it, or give its whole path",
                 "pip install vllm" if name == "vllm" else f"command -v {name}",
             )
-        elif program.port is None and not any(_PORT in word for word in program.argv):
+        if program.port is None and not any(_PORT in word for word in program.argv):
             yield failure(
                 f"the command{of} does not say where its port goes: nobody knows where to ask it",
                 "write {port} there, or give the port that it listens on with --target-port",
                 f"vllm-chill serve --backend process -- {' '.join(program.argv)} --port {{port}}",
             )
-        else:
+        elif program.found:
             yield ok(f"{name}{of} is there")
 
 
@@ -213,8 +213,7 @@ def find_openness(machine: Machine) -> Iterator[Finding]:
     """Whether everybody in the network may use and operate it."""
     if machine.open_host:
         yield warning(
-            f"it listens on {machine.open_host} without keys: who reaches this machine may use the models and put them "
-            "to sleep",
+            f"it listens on {machine.open_host} without keys: who reaches this machine may use and stop the models",
             "listen for this machine alone, or ask for keys (docs/access.md)",
             "vllm-chill serve --host 127.0.0.1 …",
         )

@@ -207,7 +207,7 @@ def _is_condition(taint: Json) -> bool:
 
 def _is_well(node: Json) -> bool:
     conditions = {one.get("type"): one.get("status") for one in (node.get("status") or {}).get("conditions") or []}
-    return conditions.get("Ready", "True") == "True"
+    return str(conditions.get("Ready", "True")) == "True"
 
 
 def _toleration(taint: Json) -> Json:
