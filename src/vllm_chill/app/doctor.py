@@ -134,7 +134,6 @@ def _asked(plan: Plan) -> Asked:
         port=settings.target_port,
         health_path=settings.health_path,
         direct=plan.direct,
-        probes=settings.readiness == "probe",
         idle_seconds=settings.idle_timeout.total_seconds(),
         wake_seconds=settings.wake_timeout.total_seconds(),
         start_seconds=settings.start_timeout.total_seconds(),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.core.doctor.world import ASKED, found, ingress, is_fine, merged, only, sound
+from tests.core.doctor.world import ASKED, found, ingress, is_fine, manifest, merged, only, sound
 from vllm_chill.core.doctor.finding import Outcome, Unseen
 from vllm_chill.core.doctor.ingress import BUFFERING, BYPASS, OPERATORS, TIMEOUTS, ways_of
 from vllm_chill.core.objects import Json
@@ -73,7 +73,14 @@ def test_who_comes_through_an_ingress_must_not_operate_the_proxy(path: str) -> N
     assert finding.outcome is Outcome.FAILURE
     assert '"path":"/spec/rules/0/http/paths/0/path","value":"/v1"' in finding.paste
     assert is_fine(found(OPERATORS, open_to_all, replace(ASKED, guarded=True)))
-    assert is_fine(found(OPERATORS, open_to_all, replace(ASKED, admin_port=9000)))
+    assert found(OPERATORS, open_to_all, replace(ASKED, admin_port=9000)) == []
+
+
+def test_an_ingress_to_the_port_of_operators_is_a_failure() -> None:
+    apart = replace(ASKED, admin_port=9000)
+    service = merged(manifest("service.yaml"), {"spec": {"ports": {"targetPort": 9000}}})
+    assert only(OPERATORS, sound(ingresses=(ingress("/"),), services=(service,)), apart).outcome is Outcome.FAILURE
+    assert found(OPERATORS, sound(ingresses=(ingress("/v1"),), services=(service,)), apart) == []
 
 
 @pytest.mark.parametrize("path", ["/v1", "/proxying", "/proxy/status"])

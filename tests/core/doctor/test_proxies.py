@@ -68,10 +68,12 @@ def test_proxies_with_other_settings_are_a_warning() -> None:
     finding = only(PROXIES, of(proxy(), proxy("b", "--idle-timeout=1m")))
     assert finding.outcome is Outcome.WARNING
     assert "differ in --idle-timeout (b has 1m, vllm-chill has 5m)" in finding.says
+    assert finding.paste == "kubectl -n ai-apps edit deployment b"
 
 
 def test_proxies_that_agree_are_fine() -> None:
     assert is_fine(found(PROXIES, of(proxy(replicas=3))))
+    assert is_fine(found(PROXIES, of(proxy(), proxy("b", "--max-in-flight=0"))))
     assert is_fine(found(PROXIES, of(proxy("one", "--leader-elect=off"))))
     assert found(PROXIES, of()) == []
     assert only(PROXIES, sound(deployments=Unseen("no"))).outcome is Outcome.UNKNOWN

@@ -115,9 +115,12 @@ def find_buffering(asked: Asked, picture: Picture) -> Iterator[Finding]:
 def find_operators(asked: Asked, picture: Picture) -> Iterator[Finding]:
     """Whether an Ingress lets everybody put the model to sleep."""
     ways = [way for way in _ways(asked, picture) if way.leads_to_operators]
+    if not asked.guarded and asked.admin_port is not None:
+        # Elsewhere there is nothing under /proxy/.
+        ways = [way for way in ways if _leads_to(way, asked.admin_port, picture)]
     if not ways:
         return
-    if asked.guarded or asked.admin_port is not None:
+    if asked.guarded:
         yield ok(f"Ingress {ways[0].name} leads to /proxy/ too, where operators are asked who they are")
         return
     way = ways[0]
@@ -160,6 +163,16 @@ def _way(ingress: Json, at: str, path: str, kind: str, backend: Json) -> Way:
     service = backend.get("service") or {}
     port = service.get("port") or {}
     return Way(ingress, at, path, kind, str(service.get("name") or ""), port.get("number") or port.get("name"))
+
+
+def _leads_to(way: Way, port: int, picture: Picture) -> bool:
+    for service in seen(picture.services):
+        if metadata(service).get("name") != way.service:
+            continue
+        for one in (service.get("spec") or {}).get("ports") or []:
+            if way.port in (one.get("port"), one.get("name")):
+                return bool(one.get("targetPort", one.get("port")) == port)
+    return False
 
 
 def _services_of_proxies(asked: Asked, picture: Picture) -> list[Json]:
@@ -218,7 +231,7 @@ BUFFERING = Check(
 )
 OPERATORS = Check(
     "ingress-operators",
-    "an Ingress that lets `/proxy/` through, without `--admin-auth` or `--admin-port`",
+    "an Ingress that lets `/proxy/` through without `--admin-auth`, or leads to `--admin-port`",
     "everybody who reaches the Ingress may put the model to sleep",
     "only the paths that wake, or `--admin-auth`",
     find_operators,

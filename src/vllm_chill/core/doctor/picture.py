@@ -14,9 +14,9 @@ from vllm_chill.core.target import TargetRef
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The settings that matter here. `service` is the name of the Service that `host` stands for, None if it is none of
-    the namespace's. `direct`: requests go to the pods' own addresses. `probes`: the proxy asks engines by itself.
-    `recommends`: somebody else is to scale. `elects`: proxies agree on who puts to sleep. `of_models`: there are
-    VLLMModels in place of the one Deployment. `guarded`: operators are asked who they are.
+    the namespace's. `direct`: requests go to the pods' own addresses. `recommends`: somebody else is to scale.
+    `elects`: proxies agree on who puts to sleep. `of_models`: there are VLLMModels in place of the one Deployment.
+    `guarded`: operators are asked who they are. `upstream_key`: the engine is given a key of the proxy's.
     """
 
     namespace: str = "ai-apps"
@@ -26,7 +26,6 @@ class Asked:
     port: int = 80
     health_path: str = "/health"
     direct: bool = True
-    probes: bool = True
     idle_seconds: float = 300.0
     wake_seconds: float = 120.0
     start_seconds: float = 1800.0
@@ -39,7 +38,6 @@ class Asked:
     scales_variants: bool = False
     guarded: bool = False
     admin_port: int | None = None
-    listen_port: int = 8080
     upstream_key: bool = False
 
     @property

@@ -15,7 +15,6 @@ from vllm_chill.core.doctor.picture import Asked, Picture
 from vllm_chill.core.doctor.pod_template import containers, image_name, pod_labels, pod_spec, spec_of, words_of
 from vllm_chill.core.doctor.words import span
 from vllm_chill.core.objects import Json, labels_of, metadata
-from vllm_chill.core.phrases import listed
 
 _NAME = "vllm-chill"
 _LABEL = "app.kubernetes.io/name"
@@ -80,16 +79,17 @@ def find_agreement(asked: Asked, picture: Picture) -> Iterator[Finding]:
         )
         return
     for flag in _TO_AGREE_ON:
-        said = {proxy.name: proxy.flags.get(flag, "") for proxy in found}
+        apart = flag == "lease-name"
+        # Who does not say has the default, which may be what another one says; a Lease without a name is another one.
+        said = {proxy.name: proxy.flags.get(flag, "") for proxy in found if apart or flag in proxy.flags}
         if len(set(said.values())) > 1:
             each = ", ".join(f"{name} has {value or 'none'}" for name, value in sorted(said.items()))
-            apart = flag == "lease-name"
             make = failure if apart else warning
             harm = "neither knows whom the other serves" if apart else "what happens depends on which one is asked"
             yield make(
                 f"proxies of the same target differ in --{flag} ({each}): {harm}",
                 f"give all of them the same --{flag}",
-                f"kubectl -n {asked.namespace} edit deployment {listed(sorted(said), 1)}",
+                f"kubectl -n {asked.namespace} edit deployment {min(said)}",
             )
             return
     yield ok(f"{replicas} proxies serve it, and agree on who puts it to sleep")
