@@ -40,6 +40,7 @@ _COMMANDS = {
     "savings": "savings:savings",
     "scaling": "scaling:scaling",
     "explain": "explain:explain",
+    "doctor": "doctor:doctor",
     "crd": "crd:print_crd",
     "keys": "keys:keys",
     "demo": "demo:demo",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -116,6 +118,11 @@ class ApiClient:
         self._loading = asyncio.Lock()
         self._call_seconds = call_seconds
         self._timed = timed
+
+    @property
+    def server(self) -> str:
+        """Where the API server is: its URL."""
+        return self._access.server
 
     async def call(
         self,
@@ -252,7 +259,10 @@ class ApiClient:
             case aiohttp.ConnectionTimeoutError() | TimeoutError():
                 why = f"it took no connection within {_CONNECT_SECONDS:g} s"
             case aiohttp.ClientConnectorError(os_error=os_error):
-                why = os_error.strerror or str(os_error)
+                # What asyncio calls a failed connection has the address in it, and not why it failed; that of a
+                # certificate or a name says why, and has a number of its own.
+                says_why = not os_error.errno or isinstance(os_error, ssl.SSLError | socket.gaierror)
+                why = (os_error.strerror or str(os_error)) if says_why else os.strerror(os_error.errno or 0)
             case aiohttp.ServerDisconnectedError() | ConnectionResetError():
                 why = "it closed the connection"
             case _:
