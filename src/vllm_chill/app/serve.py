@@ -43,6 +43,7 @@ from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings.plain import service_link
+from vllm_chill.telemetry.bell import Bell
 from vllm_chill.telemetry.logs import configure_logging
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
@@ -139,7 +140,9 @@ async def serve(
         autoscalers = Autoscalers()
         meters = await stack.enter_async_context(_meters(settings, access.engines))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
-        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, recorders, fleet, ground.peering)
+        bell = Bell()
+        told = (*recorders, bell)
+        maker = TargetMaker(plan, metrics, pool, budget, meters, autoscalers, told, fleet, ground.peering)
         if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, serve_targets = Directory(budget, made.served), made.run
@@ -175,6 +178,7 @@ async def serve(
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),
+            bell=bell,
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(

@@ -11,10 +11,14 @@ from aiohttp.helpers import rfc822_formatted_time
 from vllm_chill.api.openai import error_envelope
 from vllm_chill.errors import AnswerableError, MethodNotAllowed, Unauthenticated
 
+_OWN_PHRASES = {499: "Request Cancelled"}
+
 
 def answer(error: AnswerableError) -> web.Response:
     """The response that tells a caller of this error: OpenAI's envelope, and Retry-After where a retry helps."""
-    return web.json_response(error_envelope(error), status=error.status, headers=_fields(error))
+    return web.json_response(
+        error_envelope(error), status=error.status, reason=_phrase(error.status), headers=_fields(error)
+    )
 
 
 def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
@@ -24,8 +28,12 @@ def answer_bytes(error: AnswerableError, *, keep_alive: bool) -> bytes:
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    lines = [f"HTTP/1.1 {error.status} {_phrase(error.status)}", *(f"{k}: {v}" for k, v in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _phrase(status: int) -> str:
+    return _OWN_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def _fields(error: AnswerableError) -> dict[str, str]:

@@ -230,6 +230,14 @@ class _Caller:
         self._body = body
 
     @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def target(self) -> str:
+        return self._request.raw_path
+
+    @property
     def peer_address(self) -> str:
         return peer_of(self._request.protocol)[0]
 
