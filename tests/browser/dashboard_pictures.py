@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from tests.browser.conftest import CHROMIUM
 from tests.browser.dashboard_scene import scene, tell
 
@@ -32,6 +30,8 @@ SHOWN = {"desktop": (1280, 1450), "phone": (390, 1260)}
 
 async def picture(browser: Browser, url: str, look: str, path: Path) -> None:
     """A picture of the dashboard at this address, once it has told all."""
+    from PIL import Image
+
     context = await browser.new_context(**LOOKS[look], locale="en-US", timezone_id="UTC", reduced_motion="reduce")
     page = await context.new_page()
     await tell(page)

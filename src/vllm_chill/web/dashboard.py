@@ -1,18 +1,20 @@
-"""The dashboard: one page, put together from its three files whenever somebody opens it, so that none of it is kept.
+"""The dashboard: one page, put together from its files whenever somebody opens it, so that none of it is kept.
 
-The rule: it is the same for everybody and knows nothing. Its script asks for what it shows, as anybody may, and writes
-it as text, so that no name of a model or of a client is ever read as anything else.
+The rule: it is the same for everybody and knows nothing. Its script asks for what it shows, as any client may, and
+writes it as text, so that no name of a model or of a client is ever read as anything else.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from aiohttp import hdrs, web
 
 from vllm_chill.web.page import html_headers
 
-_STYLE, _SCRIPT = "/* dashboard.css */\n", "/* dashboard.js */\n"
+_FOLDER = Path(__file__).with_name("dashboard_page")
+_PART = re.compile(r"/\* ([a-z]+\.(?:css|js)) \*/\n")
 
 
 async def page(request: web.BaseRequest) -> web.Response:
@@ -24,8 +26,6 @@ async def page(request: web.BaseRequest) -> web.Response:
 
 
 def read() -> str:
-    """The whole page."""
-    folder = Path(__file__).parent
-    style, script = ((folder / f"dashboard.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    page = (folder / "dashboard.html").read_text("utf-8")
-    return page.replace(_STYLE, style).replace(_SCRIPT, script)
+    """The whole page, with its style and its script in it."""
+    page = (_FOLDER / "page.html").read_text("utf-8")
+    return _PART.sub(lambda found: (_FOLDER / found[1]).read_text("utf-8"), page)
