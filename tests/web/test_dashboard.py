@@ -7,11 +7,14 @@ import base64
 import hashlib
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests.scenarios.stage import stage
+from vllm_chill.api.status import PhaseName
 from vllm_chill.core.access import Operators, Readers
+from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
 from vllm_chill.core.keys import Keys
 from vllm_chill.core.target import Asleep
 from vllm_chill.proxy.gate import Gate
@@ -86,6 +89,21 @@ def test_nothing_in_it_is_from_elsewhere_or_runs_by_being_there() -> None:
         'setAttribute("on',
     ):
         assert word not in script
+
+
+def of_script(name: str) -> dict[str, str]:
+    [found] = re.findall(rf"const {name} = \{{(.*?)\}};", content("script"), re.DOTALL)
+    return dict(re.findall(r'(\w+): "([^"]*)"', found))
+
+
+def test_its_words_are_those_of_everywhere() -> None:
+    assert of_script("STAGES") == {name: STAGE_WORDS[stage] for stage, name in STAGE_NAMES.items()}
+    assert set(of_script("PHASES")) == set(get_args(PhaseName))
+
+
+def test_each_stage_has_a_colour_in_the_light_and_in_the_dark() -> None:
+    for name in STAGE_NAMES.values():
+        assert len(re.findall(rf"--{name}: #", content("style"))) == 2
 
 
 def test_each_part_is_in_its_place() -> None:

@@ -17,7 +17,6 @@ from aiohttp import hdrs, web
 from vllm_chill.api.status import ProxyStatus
 from vllm_chill.core.routing import Route
 from vllm_chill.errors import TooManyListeners
-from vllm_chill.proxy.aiohttp_seam import connection_of, drain
 
 MOST_LISTENERS = 64
 LOOK_SECONDS = 0.25
@@ -117,8 +116,7 @@ class Feed:
                 news = self._look()
                 if news is not told:
                     told = news
-                    await response.write(news)
-                    await drain(connection_of(request))
+                    await response.write(news)  # which waits for a client that is slow
                 if self._newest.is_last:
                     return response
                 await self._pause(told)
