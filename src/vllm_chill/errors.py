@@ -286,6 +286,30 @@ class HoldExpired(ServiceUnavailable):
     code = "model_waking"
 
 
+class HoldCancelled(AnswerableError):
+    """An operator has sent the caller away that was held. No 503: SDKs would send the request again at once."""
+
+    status = 499
+    type = "invalid_request_error"
+    code = "cancelled_by_operator"
+
+
+class RequestNotHeld(AnswerableError):
+    """The request that is to be sent away is not held here, or no longer."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "request_not_held"
+
+
+class TooManyListeners(AnswerableError):
+    """As many follow the events as may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_listeners"
+
+
 class TooManyConnections(ServiceUnavailable):
     """There are as many connections as may be, and none of them is idle."""
 

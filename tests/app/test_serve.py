@@ -57,7 +57,13 @@ _PUT_OFF = {
     "vllm_chill.api.spec_parts": "models and policies",
     "vllm_chill.api.vllm_model": "models",
     "vllm_chill.api.workload": "models",
+    "vllm_chill.api.held": "GET /proxy/requests",
+    "vllm_chill.api.wake_history": "GET /proxy/starts",
     "vllm_chill.control.models": "models",
+    "vllm_chill.web.dashboard": "GET /proxy/",
+    "vllm_chill.web.feed": "GET /proxy/events",
+    "vllm_chill.web.held": "GET /proxy/requests",
+    "vllm_chill.web.wake_history": "GET /proxy/starts",
     "vllm_chill.web.openapi": "GET /proxy/openapi.json",
     "yaml": "files, and what the command line prints",
 }

@@ -74,8 +74,13 @@ ROWS = [
     ("GET", "/proxy/openapi.json", Route.PROXY_OPENAPI),
     ("POST", "/proxy/models", Route.PROXY_OTHER),
     ("POST", "/proxy/operations/halt", Route.PROXY_OTHER),
-    ("POST", "/proxy/", Route.PROXY_OTHER),
-    ("GET", "/proxy", Route.PROXY_OTHER),
+    ("POST", "/proxy/", Route.PROXY_DASHBOARD),
+    ("GET", "/proxy", Route.PROXY_DASHBOARD),
+    ("GET", "/proxy//", Route.PROXY_OTHER),
+    ("GET", "/proxy/events", Route.PROXY_EVENTS),
+    ("GET", "/proxy/requests", Route.PROXY_REQUESTS),
+    ("HEAD", "/proxy/starts", Route.PROXY_STARTS),
+    ("POST", "/proxy/operations/cancel", Route.PROXY_CANCEL),
     ("GET", "/proxyish", Route.OTHER),
 ]
 

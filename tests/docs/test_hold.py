@@ -52,5 +52,7 @@ def test_all_that_may_end_a_hold_is_told() -> None:
         "no_policy",
         "not_scaling",
         "replica_not_found",
+        "request_not_held",
+        "too_many_listeners",
     }  # of the proxy's own routes
     assert set(STATUSES) - told == elsewhere

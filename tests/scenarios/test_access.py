@@ -412,6 +412,7 @@ READS = [route for route, need in NEEDS.items() if need is Need.STATUS]
 OPERATIONS = [
     ("POST", "/proxy/operations/start"),
     ("POST", "/proxy/operations/stop"),
+    ("POST", "/proxy/operations/cancel"),
     ("POST", "/proxy/models/switch"),
     ("POST", "/proxy/scaling/replicas"),
     ("DELETE", "/proxy/scaling/replicas"),

@@ -73,7 +73,7 @@ class Heard:
     async def read_everything(self) -> None:
         for path in ("status", "metrics", "version", "models/available", "models/running", "stats", "openapi.json"):
             await self.ask("GET", f"/proxy/{path}")
-        for path in ("scaling/metrics", "scaling/policy", "nothing", "status?view=page"):
+        for path in ("scaling/metrics", "scaling/policy", "nothing", "status?view=page", "requests", "starts", ""):
             await self.ask("GET", f"/proxy/{path}")
         for path in ("/metrics", "/v1/models", "/health", "/readyz"):
             await self.ask("GET", path, key=ADMIN)

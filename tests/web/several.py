@@ -37,6 +37,7 @@ from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.telemetry.recorder import TargetRecorder
 from vllm_chill.telemetry.start_record import StartRecord
 from vllm_chill.web.admin import AdminApi
+from vllm_chill.web.doorkeeper import Doorkeeper
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.server import ProxyServer
 
@@ -186,6 +187,8 @@ async def several(
     stop: float = 0.0,
     wake_paths: str = "default",
     sources: Sequence[GpuStats] = (),
+    doorkeeper: Doorkeeper | None = None,
+    hold: float = 10.0,
 ) -> AsyncIterator[Several]:
     """A proxy of these models, of which those `awake` are ready; `read` says whether its catalogue has been read."""
     hits: list[str] = []
@@ -204,7 +207,7 @@ async def several(
         pool = UpstreamPool()
         stack.push_async_callback(pool.aclose)
         metrics, budget = Metrics(CollectorRegistry(), "test"), Budget(1 << 20)
-        options = ProxyOptions(HoldOptions(10.0), 1 << 20, RelayTimeouts(2.0, 10.0))
+        options = ProxyOptions(HoldOptions(hold), 1 << 20, RelayTimeouts(2.0, 10.0))
         directory = Directory(budget, default=default)
         backends: dict[str, MemoryBackend] = {}
         ports: dict[str, int] = {}
@@ -242,7 +245,9 @@ async def several(
             scalers=scalers,
             override_ttl_seconds=600,
         )
-        server = ProxyServer(admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane, routes)
+        server = ProxyServer(
+            admin.page.before(handler.proxy), admin.handle, metrics, handler.fast_lane, routes, doorkeeper=doorkeeper
+        )
         stack.push_async_callback(server.close)
         [address] = await server.listen("127.0.0.1", 0)
         session = await stack.enter_async_context(aiohttp.ClientSession())

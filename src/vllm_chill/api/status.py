@@ -149,7 +149,7 @@ def target_status(
         sleeps_in_seconds=None if deadline is None else round(max(0.0, deadline - now), 3),
         cause=_cause(target),
         start=None if starts.current is None else _start(starts.current, starts.eta(now), now),
-        last_start=None if starts.last is None else _past_start(starts.last, now),
+        last_start=None if starts.last is None else past_start_status(starts.last),
     )
 
 
@@ -162,13 +162,15 @@ def _start(start: ColdStart, eta_seconds: float | None, now: float) -> StartStat
     )
 
 
-def _past_start(start: ColdStart, now: float) -> PastStartStatus:
+def past_start_status(start: ColdStart) -> PastStartStatus:
+    """A start that is over."""
     assert start.outcome is not None
+    assert start.ended is not None
     ready = start.outcome is Outcome.READY
     return PastStartStatus(
         outcome=start.outcome.value,
-        total_seconds=round(start.elapsed(now), 3),
-        stages={STAGE_NAMES[stage]: round(seconds, 3) for stage, seconds in start.seconds(now).items()},
+        total_seconds=round(start.elapsed(start.ended), 3),
+        stages={STAGE_NAMES[stage]: round(seconds, 3) for stage, seconds in start.seconds(start.ended).items()},
         stopped_at=None if ready else STAGE_NAMES[start.stage],
         detail=start.detail or None,
         cause=start.cause,

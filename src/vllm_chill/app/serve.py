@@ -44,6 +44,7 @@ from vllm_chill.proxy.hold import Budget
 from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings.plain import service_link
+from vllm_chill.telemetry.bell import Bell
 from vllm_chill.telemetry.logs import configure_logging
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
@@ -152,6 +153,7 @@ async def serve(
         meters = await stack.enter_async_context(_meters(settings, access.engines))
         fleet = None if plan.catalogue is None else Fleet(plan.rules, metrics.switched)
         tracing = await stack.enter_async_context(open_tracing(settings.otlp_traces_endpoint, VERSION))
+        bell = Bell()
         maker = TargetMaker(
             plan,
             metrics,
@@ -159,7 +161,7 @@ async def serve(
             budget,
             meters,
             autoscalers,
-            recorders,
+            (*recorders, bell),
             fleet,
             ground.peering,
             savings=savings,
@@ -201,6 +203,7 @@ async def serve(
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),
+            bell=bell,
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(

@@ -27,6 +27,8 @@ Try this in another terminal:
 
      vllm-chill status --url {url}
 
+     or {url}/proxy/ in a browser, with who waits and a button to wake it.
+
   4. Wait {idle}, and ask for the status again: the engine is gone, and with it what it held.
 
 Ctrl-C ends the demo. What happens:

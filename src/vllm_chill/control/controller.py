@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from vllm_chill.control import refusals
 from vllm_chill.control.ejection import Ejector
@@ -273,7 +273,8 @@ class ScaleController:
         if self.full:
             raise self.too_many()
         ticket = ticket or Ticket()
-        begun = self._clock()
+        begun = ticket.since = self._clock()
+        ticket.until = begun + hold_seconds
         self._room.join(ticket)
         self._apply(Arrived())
         if self._serving is None:
@@ -310,6 +311,20 @@ class ScaleController:
             self._positions = {ticket: place for place, ticket in enumerate(self._room.order(), 1)}
             self._positions_at = now
         return self._positions.get(ticket, 0)
+
+    def waiters(self) -> Iterator[Ticket]:
+        """Those who wait, in their order: to be read at once, before anybody comes or leaves."""
+        return self._room.order()
+
+    def turn_away(self, ticket: Ticket, error: AnswerableError) -> bool:
+        """Have one who waits be told this error in place of a lease; whether it waited at all."""
+        if ticket not in self._room:
+            return False
+        self._room.leave(ticket)
+        self._apply(Left())
+        if not ticket.lease.done():
+            ticket.lease.set_exception(error)
+        return True
 
     async def wake(self, *, wait: bool) -> None:
         """Wake the target for an operator; with `wait`, return when it is ready.

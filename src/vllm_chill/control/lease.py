@@ -36,9 +36,15 @@ class Lease(Struct, eq=False):
 
 
 class Ticket(Waiter):
-    """A caller's place among those who wait for a lease, for one wait. `key_of_replica`: its key in core.balancing."""
+    """A caller's place among those who wait for a lease, for one wait. `key_of_replica`: its key in core.balancing.
 
-    __slots__ = ("key_of_replica", "lease")
+    It waits from `since` to `until` at the latest, in seconds on the clock of the phases, once it waits at all.
+    """
+
+    __slots__ = ("key_of_replica", "lease", "since", "until")
+
+    since: float
+    until: float
 
     def __init__(self, key: str = "", priority: Priority = Priority.NORMAL, key_of_replica: int | None = None) -> None:
         super().__init__(key, priority)

@@ -62,9 +62,14 @@ NEEDS: dict[Route, Need] = {
     Route.ROBOTS: Need.NOTHING,
     Route.FAVICON: Need.NOTHING,
     Route.PREFLIGHT: Need.NOTHING,
+    # The page is the same for everybody and knows nothing: it asks for what it shows, with the key that it asks for.
+    Route.PROXY_DASHBOARD: Need.NOTHING,
     Route.METRICS: Need.METRICS,
     Route.PROXY_METRICS: Need.METRICS,
     Route.PROXY_STATUS: Need.STATUS,
+    Route.PROXY_EVENTS: Need.STATUS,
+    Route.PROXY_REQUESTS: Need.STATUS,
+    Route.PROXY_STARTS: Need.STATUS,
     Route.PROXY_VERSION: Need.STATUS,
     Route.PROXY_AVAILABLE: Need.STATUS,
     Route.PROXY_RUNNING: Need.STATUS,
@@ -78,6 +83,7 @@ NEEDS: dict[Route, Need] = {
     Route.PROXY_OTHER: Need.STATUS,
     Route.PROXY_START: Need.OPERATE,
     Route.PROXY_STOP: Need.OPERATE,
+    Route.PROXY_CANCEL: Need.OPERATE,
     Route.PROXY_SWITCH: Need.OPERATE,
     Route.PROXY_SCALING_REPLICAS: Need.OPERATE,
 }

@@ -32,11 +32,16 @@ class Route(enum.Enum):
     METRICS = "/metrics"
     FAVICON = "/favicon.ico"
     ROBOTS = "/robots.txt"
+    PROXY_DASHBOARD = "/proxy/"
     PROXY_METRICS = "/proxy/metrics"
     PROXY_STATUS = "/proxy/status"
+    PROXY_EVENTS = "/proxy/events"
+    PROXY_REQUESTS = "/proxy/requests"
+    PROXY_STARTS = "/proxy/starts"
     PROXY_VERSION = "/proxy/version"
     PROXY_START = "/proxy/operations/start"
     PROXY_STOP = "/proxy/operations/stop"
+    PROXY_CANCEL = "/proxy/operations/cancel"
     PROXY_AVAILABLE = "/proxy/models/available"
     PROXY_RUNNING = "/proxy/models/running"
     PROXY_SWITCH = "/proxy/models/switch"
@@ -82,13 +87,18 @@ def _own(methods: frozenset[str], path: str, answer: str, *, wakes: bool = False
 _READINESS = "200 once the target's state is known, 503 while shutting down"
 
 TABLE: dict[Route, Entry] = {
+    Route.PROXY_DASHBOARD: _own(_READ, "/proxy/", "the dashboard, a page for browsers; /proxy leads to it"),
     Route.PROXY_METRICS: _own(_READ, "/proxy/metrics", "its metrics"),
     Route.PROXY_STATUS: _own(_READ, "/proxy/status", "the state of every target"),
+    Route.PROXY_EVENTS: _own(_READ, "/proxy/events", "the same again whenever it changes, as a stream of events"),
+    Route.PROXY_REQUESTS: _own(_READ, "/proxy/requests", "the requests that are held"),
+    Route.PROXY_STARTS: _own(_READ, "/proxy/starts", "the newest starts of every target that are over"),
     Route.PROXY_VERSION: _own(_READ, "/proxy/version", "its version"),
     Route.PROXY_START: _own(
         _POST, "/proxy/operations/start", "200 once the target is ready, or why not", wakes=True, prolongs=True
     ),
     Route.PROXY_STOP: _own(_POST, "/proxy/operations/stop", "200 once the target is asleep"),
+    Route.PROXY_CANCEL: _own(_POST, "/proxy/operations/cancel", "200 once a request that is held was sent away"),
     Route.PROXY_AVAILABLE: _own(_READ, "/proxy/models/available", "every model that it serves, and how it is"),
     Route.PROXY_RUNNING: _own(_READ, "/proxy/models/running", "the models that have their GPUs now"),
     Route.PROXY_SWITCH: _own(_POST, "/proxy/models/switch", "200; it wakes the model only if it is asked to"),
@@ -128,6 +138,7 @@ METHODS: dict[Route, frozenset[str]] = {
 """What each route with a path of its own takes."""
 
 _LOCAL = {route.value: route for route in METHODS if not route.value.endswith(("*", "}"))}
+_LOCAL["/proxy"] = Route.PROXY_DASHBOARD
 _NAMED = {route.value.partition("{")[0]: route for route in METHODS if route.value.endswith("}")}
 _MODEL = "/v1/models/"
 

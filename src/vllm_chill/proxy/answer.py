@@ -12,12 +12,15 @@ from vllm_chill.api.openai import error_envelope
 from vllm_chill.errors import AnswerableError, MethodNotAllowed, Unauthenticated
 from vllm_chill.proxy.request_id import NAME, text_of
 
+_OWN_PHRASES = {499: "Request Cancelled"}
+
 
 def answer(error: AnswerableError, request_id: bytes = b"") -> web.Response:
     """The response that tells a caller of this error: OpenAI's envelope, and Retry-After where a retry helps.
     `request_id` is as request_id.py has it; none for what was no request. Who sends it adds the field.
     """
-    return web.json_response(error_envelope(error, text_of(request_id)), status=error.status, headers=_fields(error))
+    envelope = error_envelope(error, text_of(request_id))
+    return web.json_response(envelope, status=error.status, reason=_phrase(error.status), headers=_fields(error))
 
 
 def answer_bytes(error: AnswerableError, request_id: bytes = b"", *, keep_alive: bool) -> bytes:
@@ -30,8 +33,12 @@ def answer_bytes(error: AnswerableError, request_id: bytes = b"", *, keep_alive:
     fields |= {"Content-Length": str(len(body)), "Date": rfc822_formatted_time()}
     if not keep_alive:
         fields["Connection"] = "close"
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    lines = [f"HTTP/1.1 {error.status} {_phrase(error.status)}", *(f"{k}: {v}" for k, v in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _phrase(status: int) -> str:
+    return _OWN_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def _fields(error: AnswerableError) -> dict[str, str]:

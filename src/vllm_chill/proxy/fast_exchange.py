@@ -197,6 +197,14 @@ class FastExchange(Exchange):
         return None if self._entrant is None else self._entrant.key
 
     @property
+    def method(self) -> str:
+        return self._plain.head.method
+
+    @property
+    def target(self) -> str:
+        return self._plain.head.target.decode("ascii")
+
+    @property
     def peer_address(self) -> str:
         return self._connection.peer[0]
 

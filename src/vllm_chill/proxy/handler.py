@@ -233,6 +233,14 @@ class SlowCaller:
         self._body = body
 
     @property
+    def method(self) -> str:
+        return self.request.method
+
+    @property
+    def target(self) -> str:
+        return self.request.raw_path
+
+    @property
     def peer_address(self) -> str:
         return peer_of(self.request.protocol)[0]
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.lease import Lease, Ticket
+from vllm_chill.core.admission import Priority
 from vllm_chill.core.call import Call, read_call
 from vllm_chill.core.keys import Key
 from vllm_chill.errors import HoldBudgetSpent, HoldRefused
@@ -37,6 +38,12 @@ class Caller(Protocol):
     @property
     def key(self) -> Key | None:
         """The key with which it was let in; None where none is asked for."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def target(self) -> str:
+        """The path and the query that it asks for, as they were sent."""
 
     @property
     def peer_address(self) -> str: ...
@@ -79,6 +86,19 @@ class Budget:
     def give_back(self, size: int) -> None:
         """Give a share back."""
         self.taken -= size
+
+
+class Held(Ticket):
+    """The ticket of a request that is held. `caller` is None once it is no longer held; `id` is what it was listed
+    under, empty if it never was.
+    """
+
+    __slots__ = ("caller", "id")
+
+    def __init__(self, key: str, priority: Priority, key_of_replica: int | None, caller: Caller) -> None:
+        super().__init__(key, priority, key_of_replica)
+        self.caller: Caller | None = caller
+        self.id = ""
 
 
 class HoldDesk:
@@ -150,13 +170,14 @@ class HoldDesk:
             priority=caller.field("X-Priority"),
             let_in=caller.key,
         )
-        ticket, size = Ticket(key, priority, key_of_replica), caller.held_bytes
+        ticket, size = Held(key, priority, key_of_replica, caller), caller.held_bytes
         self.budget.take(size)
         beats = granted.beats if takes_beats(caller.field("Accept")) else None
         heart = _Heart(self, caller, beats, ticket) if beats is not None else None
         try:
             return await self._controller.lease(granted.seconds, ticket)
         finally:
+            ticket.caller = None  # who lists tickets may still have this one, and it has the whole request
             self.budget.give_back(size)
             if heart is not None:
                 heart.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,17 +17,20 @@ from vllm_chill.core.target import Endpoint, Target, TargetRef
 from vllm_chill.ports import StartHistory
 from vllm_chill.telemetry.metrics import Metrics
 
+MOST_KEPT = 20
+
 
 class StartRecord:
     """ports.Recorder for one target's starts: a log line and the phases' metrics for each that is over.
 
-    `starts` is the value that it keeps; `on_change` is called with it as it was and as it has become. `awaits_answer`
-    is true between ready and the first byte of an answer; only then does `answered` do anything, so the request path
-    looks at it first.
+    `starts` is the value that it keeps, `newest` the last ones that are over, oldest first; `on_change` is called with
+    the value as it was and as it has become. `awaits_answer` is true between ready and the first byte of an answer;
+    only then does `answered` do anything, so the request path looks at it first.
     """
 
     def __init__(self, ref: TargetRef, metrics: Metrics) -> None:
         self.starts = Starts()
+        self.newest: deque[ColdStart] = deque(maxlen=MOST_KEPT)
         self.awaits_answer = False
         self.on_change: Callable[[Starts, Starts], None] | None = None
         self._ref = ref
@@ -120,6 +124,7 @@ class StartRecord:
         if after.past is not before.past:
             self._learn(after.current or after.last)
         if after.last is not None and after.last is not before.last:
+            self.newest.append(after.last)
             self._tell(after.last)
 
     def _learn(self, start: ColdStart | None) -> None:

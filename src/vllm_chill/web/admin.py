@@ -17,6 +17,7 @@ from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Route
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
 from vllm_chill.errors import MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.proxy.served import Directory, Served
+from vllm_chill.telemetry.bell import Bell
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
 from vllm_chill.web.gpu_stats import GpuStatsPage
@@ -28,7 +29,10 @@ from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
 
 if TYPE_CHECKING:
+    from vllm_chill.web.feed import Feed
+    from vllm_chill.web.held import HeldApi
     from vllm_chill.web.scaling_api import ScalingApi
+    from vllm_chill.web.wake_history import HistoryPage
 
 NO_SCALERS: Mapping[str, Scaler] = MappingProxyType({})
 
@@ -38,7 +42,7 @@ _EXAMPLE = '{"model_id": "NAME"}, or none'
 class AdminApi:
     """Every route but the one that wakes. `draining` tells whether the proxy is shutting down. `page` is what browsers
     are shown. `switching` is None where there is no catalogue. `scalers` are by the name of their target, and what they
-    are told to do holds for `override_ttl_seconds`.
+    are told to do holds for `override_ttl_seconds`. `bell` rings when there is something to tell whoever follows.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class AdminApi:
         scalers: Mapping[str, Scaler] = NO_SCALERS,
         override_ttl_seconds: float = 3600.0,
         peers: Callable[[], PeersStatus | None] = lambda: None,
+        bell: Bell | None = None,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
         self._build = build
         self._draining = draining
         self._peers = peers
+        self._bell = bell
         self._switching = switching
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
@@ -74,10 +80,15 @@ class AdminApi:
             Route.HEALTH_CHECK: self._readyz,
             Route.ROBOTS: self._robots,
             Route.PROXY_METRICS: self._own_metrics,
+            Route.PROXY_DASHBOARD: self._dashboard,
             Route.PROXY_STATUS: self._status,
+            Route.PROXY_EVENTS: lambda request: self._feed.follow(request),
+            Route.PROXY_REQUESTS: lambda request: self._held.tell(request),
+            Route.PROXY_STARTS: lambda request: self._history.tell(request),
             Route.PROXY_VERSION: self._tell_version,
             Route.PROXY_START: self._start,
             Route.PROXY_STOP: self._stop,
+            Route.PROXY_CANCEL: lambda request: self._held.cancel(request),
             Route.PROXY_AVAILABLE: models.available,
             Route.PROXY_RUNNING: models.running,
             Route.PROXY_SWITCH: models.switch,
@@ -131,8 +142,11 @@ class AdminApi:
     async def _status(self, request: web.BaseRequest) -> web.Response:
         if request.query.get("view") == "page":
             return self.page.tell(request)
+        return web.json_response(to_builtins(self._proxy_status()))
+
+    def _proxy_status(self) -> ProxyStatus:
         default = unnamed(self._directory) if self._directory.only is None else None
-        status = ProxyStatus(
+        return ProxyStatus(
             version=self._build.version,
             draining=self._draining(),
             default_model=None if default is None else name_of(self._directory, default),
@@ -140,7 +154,27 @@ class AdminApi:
             peers=self._peers(),
             targets=[self._status_of(served) for served in self._directory],
         )
-        return web.json_response(to_builtins(status))
+
+    def _signs(self) -> tuple[object, ...]:
+        """What is another value once the status has changed in more than its times."""
+        directory, scalers = self._directory, self._scalers
+        return (
+            self._draining(),
+            self._peers(),
+            directory.default,
+            directory.unread,
+            [
+                (served, served.controller.target, served.starts.starts, scalers[served.name].decision)
+                if served.name in scalers
+                else (served, served.controller.target, served.starts.starts)
+                for served in directory
+            ],
+        )
+
+    async def _dashboard(self, request: web.BaseRequest) -> web.Response:
+        from vllm_chill.web.dashboard import page  # what nobody looks at costs no start, here and below
+
+        return await page(request)
 
     async def _tell_version(self, _: web.BaseRequest) -> web.Response:
         return web.json_response(to_builtins(self._build))
@@ -193,6 +227,27 @@ class AdminApi:
         waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)
         scaler = self._scalers.get(served.name)
         return status_of(served, waits_for, None if scaler is None else scaler.decision)
+
+    @cached_property
+    def _feed(self) -> Feed:
+        from vllm_chill.web.feed import Feed, Newest
+
+        feed = Feed(Newest(self._proxy_status, self._signs))
+        if self._bell is not None:
+            self._bell.rings = feed.ring
+        return feed
+
+    @cached_property
+    def _held(self) -> HeldApi:
+        from vllm_chill.web.held import HeldApi
+
+        return HeldApi(self._directory)
+
+    @cached_property
+    def _history(self) -> HistoryPage:
+        from vllm_chill.web.wake_history import HistoryPage
+
+        return HistoryPage(self._directory)
 
     @cached_property
     def _scaling(self) -> ScalingApi:

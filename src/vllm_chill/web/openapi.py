@@ -22,10 +22,12 @@ from vllm_chill.api.choice import (
     Switched,
 )
 from vllm_chill.api.gpu import GpuStatsAnswer
+from vllm_chill.api.held import CancelAsked, Cancelled, HeldRequests
 from vllm_chill.api.savings import SavingsAnswer
 from vllm_chill.api.scaling_answers import AdjustAsked, Adjusted, Policies, PolicyAnswer, ReplicaMetrics, ScalingMetrics
 from vllm_chill.api.status import ProxyStatus
 from vllm_chill.api.version import Build
+from vllm_chill.api.wake_history import WakeHistory
 from vllm_chill.core.routing import TABLE, Route
 
 _OPENMETRICS = "application/openmetrics-text"
@@ -92,7 +94,15 @@ OPERATIONS: dict[Route, Operation] = {
     Route.PROXY_METRICS: Operation(
         "The proxy's own metrics, as Prometheus text or OpenMetrics", {200: ("text/plain", _OPENMETRICS)}
     ),
+    Route.PROXY_DASHBOARD: Operation("The dashboard", {200: "text/html"}),
     Route.PROXY_STATUS: Operation("How every target is", {200: ProxyStatus}),
+    Route.PROXY_EVENTS: Operation(
+        "How every target is, sent again whenever that changes, until the client leaves",
+        {200: "text/event-stream"},
+        {429: "As many follow the events as may."},
+    ),
+    Route.PROXY_REQUESTS: Operation("Who waits, for what, and for how long yet", {200: HeldRequests}),
+    Route.PROXY_STARTS: Operation("The newest starts of every target that are over", {200: WakeHistory}),
     Route.PROXY_VERSION: Operation("Which build this is", {200: Build}),
     Route.PROXY_START: Operation(
         "Wake a model",
@@ -110,6 +120,13 @@ OPERATIONS: dict[Route, Operation] = {
         _NOT_WHICH | {503: "It is not known how it is, or the backend did not scale it to 0."},
         body=OperationAsked,
         parameters=(_MODEL_ID,),
+    ),
+    Route.PROXY_CANCEL: Operation(
+        "Send a request away that is held",
+        {200: Cancelled},
+        {400: "The body is not understood.", 404: "No such request is held here."},
+        body=CancelAsked,
+        needs_body=True,
     ),
     Route.PROXY_AVAILABLE: Operation("Every model that can be asked for", {200: AvailableModels}, _UNREAD),
     Route.PROXY_RUNNING: Operation("The models that have their GPUs now", {200: RunningModels}),
