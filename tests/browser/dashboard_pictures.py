@@ -39,12 +39,13 @@ async def picture(browser: Browser, url: str, look: str, path: Path) -> None:
     await page.locator("#link[data-state=live]").wait_for()
     await page.locator("#savings-section").wait_for()
     await page.locator("#waiting tr").first.wait_for()
+    await page.locator("summary", has_text="Loading").first.wait_for()
     await asyncio.sleep(0.5)
     width, height = SHOWN[look.partition("-")[2]]
     await page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": height})
     await context.close()
     with Image.open(path) as whole:
-        whole.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        whole.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 async def main(folder: Path) -> None:

@@ -115,7 +115,8 @@ async def tell(page: Page, *, savings: Mapping[str, Any] | None = SAVINGS, outpu
         if output is None:
             await route.fulfill(status=404, json=missing)
         else:
-            await route.fulfill(status=200, content_type="text/plain; charset=utf-8", body=output)
+            body = CAUSE if BIG in route.request.url else output
+            await route.fulfill(status=200, content_type="text/plain; charset=utf-8", body=body)
 
     await page.route("**/proxy/savings*", tell_savings)
     await page.route("**/proxy/logs*", tell_output)

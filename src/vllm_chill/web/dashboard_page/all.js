@@ -3,14 +3,18 @@ const announce = (words) => put(at("news"), words);
 const take = (told) => {
   if (told !== status) heard = performance.now();
   const before = new Map(status?.targets.map((target) => [keyOf(target), target.phase]));
+  let changed = false;
   status = told;
   for (const target of told.targets) {
     const was = before.get(keyOf(target));
-    if (was !== undefined && was !== target.phase) announce(nameOf(target) + ": " + (PHASES[target.phase] ?? target.phase));
+    if (was === undefined || was === target.phase) continue;
+    announce(nameOf(target) + ": " + (PHASES[target.phase] ?? target.phase));
+    changed = true;
   }
   begun ??= begin();
   if (document.body.classList.contains("asking")) return;
   render();
+  if (changed) followOutput();
   const past = JSON.stringify(told.targets.map((target) => [target.target, target.last_start]));
   if (past !== startsSeen) {
     startsSeen = past;
@@ -26,6 +30,7 @@ const begin = async () => {
   await Promise.race([Promise.all([findOutput(), readStarts(), readSavings(), readWaiting()]), sleep(1500)]);
   document.body.classList.remove("asking");
   take(status);
+  followOutput();
 };
 const render = () => {
   if (status === null) return;
@@ -68,10 +73,6 @@ setInterval(() => {
   render();
   if (held.count) showWaiting();
 }, 1000);
-setInterval(() => {
-  if (tellsOutput && !document.hidden) {
-    for (const [id, card] of cards) if (card.details.open || card.root.dataset.phase === "waking") readOutput(id, card);
-  }
-}, 2000);
+setInterval(followOutput, 2000);
 setInterval(readSavings, 60000);
 follow();

@@ -16,7 +16,7 @@ const NO_ANSWER = "The proxy does not answer at the moment. Nothing was changed,
 
 // Who looks.
 const wantKey = (why) => {
-  put(at("sign-in-why"), why);
+  put(at("sign-in-why"), key === null ? why.replace(/;.*$/, ".") : why); // how programs send one is no help here
   show(at("sign-in"), true);
   at("key").focus();
 };

@@ -34,3 +34,11 @@ const showOutput = () => {
     put(card.summary, "Engine’s output" + last);
   }
 };
+const followOutput = () => {
+  if (!tellsOutput || document.hidden) return;
+  for (const [id, card] of cards) {
+    const phase = card.root.dataset.phase, news = phase !== card.read;
+    if (card.details.open || phase === "waking" || (phase === "failed" && news)) readOutput(id, card);
+    card.read = phase;
+  }
+};
