@@ -43,6 +43,7 @@ finally:
 _PUT_OFF = {
     "difflib": "a mistake in an object",
     "kubernetes_asyncio": "a kubeconfig",
+    "opentelemetry": "traces",
     "click": "the command line",
     "pydantic": "settings, which another process has read, and the objects of a cluster",
     "pynvml": "GPU statistics",
@@ -58,6 +59,9 @@ _PUT_OFF = {
     "vllm_chill.api.vllm_model": "models",
     "vllm_chill.api.workload": "models",
     "vllm_chill.control.models": "models",
+    "vllm_chill.proxy.traced": "traces",
+    "vllm_chill.telemetry.spans": "traces",
+    "vllm_chill.telemetry.tracing": "traces",
     "vllm_chill.web.openapi": "GET /proxy/openapi.json",
     "yaml": "files, and what the command line prints",
 }
