@@ -38,7 +38,11 @@ def turn(field: Field, proxy: Proxy, load: list[object]) -> float:
     figures = field.load(proxy.port, "-c", 32, "-d", 0.5, *load)
     spent = cpu_nanoseconds(proxy) - before
     proxy.halt()
-    assert not figures["errs"], figures
+    assert not figures["errs"], (
+        figures,
+        proxy.process.poll(),
+        Path(f"{field.ground.folder}/{proxy.peer.name}.log").read_text()[-2000:],
+    )
     assert not figures["non200"], figures
     return spent / 1000 / figures["reqs"]
 

@@ -197,6 +197,7 @@ class WakeSpans:
         self._wake: Span | None = None
         self._start: ColdStart | None = None
         self._context = _NO_CONTEXT
+        self._zero = 0  # when the clock was at zero, in Unix time; one for all of a wake, so that its stages meet
 
     def joined(self, hold: _Hold) -> None:
         """Take that a request is held."""
@@ -231,6 +232,7 @@ class WakeSpans:
 
     def _begin(self, start: ColdStart) -> None:
         self.close()
+        self._zero = time.time_ns() - round(self._now() * 1e9)
         cause = next((hold for hold in self._holds if hold.span.is_recording()), None)
         wake = self._wake = self._tracer.start_span(
             f"wake {self._target}",
@@ -273,4 +275,4 @@ class WakeSpans:
             self._tracer.start_span(name, self._context, attributes=said, start_time=start_time).end(self._at(until))
 
     def _at(self, seconds: float) -> int:
-        return time.time_ns() - round((self._now() - seconds) * 1e9)
+        return self._zero + round(seconds * 1e9)
