@@ -41,14 +41,16 @@ finally:
 """
 
 _PUT_OFF = {
+    "click": "the command line",
     "difflib": "a mistake in an object",
     "kubernetes_asyncio": "a kubeconfig",
-    "click": "the command line",
+    "opentelemetry": "traces",
     "pydantic": "settings, which another process has read, and the objects of a cluster",
     "pynvml": "GPU statistics",
     "vllm_chill.adapters.models_file": "--models",
     "vllm_chill.adapters.process": "--backend process",
     "vllm_chill.api.crd": "vllm-chill crd",
+    "vllm_chill.api.held": "GET /proxy/requests",
     "vllm_chill.api.model_spec": "models",
     "vllm_chill.api.resource": "models and policies",
     "vllm_chill.api.scaling_answers": "what operators ask of autoscalers",
@@ -56,15 +58,17 @@ _PUT_OFF = {
     "vllm_chill.api.scaling_spec": "policies",
     "vllm_chill.api.spec_parts": "models and policies",
     "vllm_chill.api.vllm_model": "models",
-    "vllm_chill.api.workload": "models",
-    "vllm_chill.api.held": "GET /proxy/requests",
     "vllm_chill.api.wake_history": "GET /proxy/starts",
+    "vllm_chill.api.workload": "models",
     "vllm_chill.control.models": "models",
+    "vllm_chill.proxy.traced": "traces",
+    "vllm_chill.telemetry.spans": "traces",
+    "vllm_chill.telemetry.tracing": "traces",
     "vllm_chill.web.dashboard": "GET /proxy/",
     "vllm_chill.web.feed": "GET /proxy/events",
     "vllm_chill.web.held": "GET /proxy/requests",
-    "vllm_chill.web.wake_history": "GET /proxy/starts",
     "vllm_chill.web.openapi": "GET /proxy/openapi.json",
+    "vllm_chill.web.wake_history": "GET /proxy/starts",
     "yaml": "files, and what the command line prints",
 }
 """Modules that a proxy in front of one Deployment has no use for while nothing happens, each with what needs it."""

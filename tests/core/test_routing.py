@@ -224,3 +224,15 @@ def test_no_name_under_proxy_leads_up_and_out_of_it(path: str) -> None:
 @pytest.mark.parametrize("name", ["ns/vllm", "org/llama-3.1", "a..b", "a.", ".a", "org%2Fa.b"])
 def test_a_name_under_proxy_may_have_dots_and_slashes(name: str) -> None:
     assert route_of("GET", f"/proxy/scaling/policy/{name}") is Route.PROXY_SCALING_POLICY
+
+
+@pytest.mark.parametrize(
+    ("path", "wake_path"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/audio/speech", "/v1/audio/*"),
+        ("/v1/models", None),
+    ],
+)
+def test_a_path_is_one_of_those_that_wake_or_none(path: str, wake_path: str | None) -> None:
+    assert Routes().wake_path(path) == wake_path

@@ -52,9 +52,20 @@ class TestTheEngine:
                 assert MADE.fullmatch(made)
                 assert told(body) == [made]
 
-    async def test_no_two_requests_of_a_connection_have_the_same(self, fast: bool) -> None:
+    async def test_no_two_requests_have_the_same(self, fast: bool) -> None:
+        async with stage(fast=fast, start=0.1) as s:
+            answers = await asyncio.gather(*(asked(s) for _ in range(10)))
+        assert len({made for _, [made], _ in answers}) == 10
+        assert all(told(body) == ids for _, ids, body in answers)
+
+    async def test_what_goes_through_at_once_gets_none_on_the_fast_lane_as_each_would_pay_for_it(
+        self, fast: bool
+    ) -> None:
         async with stage(awake=True, fast=fast) as s:
-            assert len({(await asked(s))[1][0] for _ in range(10)}) == 10
+            await asked(s)  # this one makes the connection
+            _, ids, body = await asked(s)
+            assert len(ids) == (0 if fast else 1)
+            assert told(body) == ids
 
     async def test_what_it_says_itself_stands(self, fast: bool) -> None:
         async def says(request: web.BaseRequest) -> web.StreamResponse:

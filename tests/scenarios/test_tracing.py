@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -33,6 +34,7 @@ DEMO_ENGINE = (
     "--tokens-per-second",
     "200",
 )
+LOADING_ENGINE = (sys.executable, str(Path(__file__).parent / "engine_that_loads.py"), "{port}", "1.5")
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
 
@@ -73,9 +75,10 @@ class TestAColdRequest:
         async with opened as found:
             flags = ("--otlp-traces-endpoint", found.url, "--idle-timeout", "5m")
             environment = {**SOON, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": protocol, "OTEL_SERVICE_NAME": "chill-test"}
-            async with serving(*flags, command=DEMO_ENGINE, environment=environment) as proxy:
+            async with serving(*flags, command=LOADING_ENGINE, environment=environment) as proxy:
                 assert (await proxy.until_logged("tracing"))["protocol"] == protocol
-                await ask_streamed(proxy.url, question("What holds the request?", model="demo"))
+                pieces = await ask_streamed(proxy.url, question("What holds the request?"))
+                assert pieces == ["0", "1", "2", "3", "4"]
                 await found.until(lambda found: bool(found.named(SERVER_SPAN)))
                 assert await proxy.stop() == 0
 
@@ -86,7 +89,7 @@ class TestAColdRequest:
         assert request.attributes["url.path"] == CHAT
         assert request.attributes["http.response.status_code"] == 200
         assert request.attributes["server.address"] == "127.0.0.1"
-        assert request.attributes["gen_ai.request.model"] == "demo"
+        assert request.attributes["gen_ai.request.model"] == "tiny"
         hold, upstream = found.children(request)
         assert (hold.name, hold.kind, upstream.name, upstream.kind) == ("hold", INTERNAL, "POST", CLIENT)
         assert request.start <= hold.start < hold.end <= upstream.start < upstream.end <= request.end + 0.001
@@ -101,6 +104,7 @@ class TestAColdRequest:
         stages = found.children(wake)
         assert {stage.name for stage in stages} >= {"starting", "loading", "first_token"}
         assert stages[-1].name == "first_token"
+        assert upstream.end - first_byte > 0.15, "the pieces came one after the other"
         for one, other in pairwise(stages):
             assert other.start == pytest.approx(one.end, abs=0.001), "at every moment it is in one stage"
         assert wake.start == pytest.approx(stages[0].start, abs=0.001)
@@ -291,7 +295,7 @@ class TestACollectorThatIsNotThere:
     async def test_no_request_fails_or_waits_and_the_log_says_so_once(self) -> None:
         async with collector() as gone:
             port = int(gone.url.rpartition(":")[2])
-        environment = {**SOON, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "1"}
+        environment = {**SOON, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "3"}
         flags = ("--otlp-traces-endpoint", gone.url)
         async with serving(*flags, command=DEMO_ENGINE, environment=environment) as proxy:
             for _ in range(20):

@@ -120,7 +120,6 @@ class CommittedFraming(ResponseFraming):
         self._body = rewrite(committed.kind) if rewrite is not None else None
         self._kept: bytes | None = None
         self._tail = b""
-        self.says_id = True  # the head that the client has
 
     @property
     def untouched(self) -> int:

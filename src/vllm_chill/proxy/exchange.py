@@ -17,7 +17,7 @@ from vllm_chill.proxy.aiohttp_seam import cut_off
 from vllm_chill.proxy.committed import error_event
 from vllm_chill.proxy.framing import IllegalResponse, ResponseFraming
 from vllm_chill.proxy.pour import DOWN_BYTES, POURED_BYTES, pour
-from vllm_chill.proxy.request_id import text_of
+from vllm_chill.proxy.request_id import text_of, with_fields
 from vllm_chill.proxy.upstream import UpstreamConnection, UpstreamPool
 
 # How vLLM ends an answer that it gives up, as when it is told to end: with status 200, and [DONE] if it streams.
@@ -44,10 +44,9 @@ class Exchange:
 
     `connection` is None from the moment the connection is given back or gone, `request_sent` whether the upstream
     has all of the request, `sent` how many bytes the client was sent, `aborted` whether the engine has said that it
-    gave the answer up, which else looks whole. `fields` are added to the response's head, each with its line end, and
-    so is `request_id`, as request_id.py has it, unless the engine says one. A subclass says what the end means
-    (`finish`, which is called once the connection is not needed any more) and hears of the response's first bytes
-    (`began`).
+    gave the answer up, which else looks whole. `fields` are added to the response's head, each with its line end, but
+    for the request's id among them if the engine says one. A subclass says what the end means (`finish`, which is
+    called once the connection is not needed any more) and hears of the response's first bytes (`began`).
     """
 
     __slots__ = (
@@ -63,7 +62,6 @@ class Exchange:
         "connection",
         "fields",
         "framing",
-        "request_id",
         "request_sent",
         "sent",
     )
@@ -79,7 +77,6 @@ class Exchange:
         self.connection: UpstreamConnection | None = None
         self.fields = b""
         self.framing = framing
-        self.request_id = b""
         self.request_sent = False
         self.sent = 0
         self.aborted = False
@@ -90,6 +87,10 @@ class Exchange:
         self.connection = connection
         self._endpoint = endpoint
         connection.exchange = self
+
+    def identify(self) -> bytes:
+        """The request's id, as request_id.py has it."""
+        raise NotImplementedError
 
     def began(self) -> None:
         """The first bytes of the response are here."""
@@ -110,9 +111,8 @@ class Exchange:
         if out:
             if not self.sent:
                 self.began()
-                fields = self.fields if framing.says_id else self.fields + self.request_id
-                if fields:
-                    out = out.replace(b"\r\n", b"\r\n" + fields, 1)
+                if self.fields:
+                    out = with_fields(out, self.fields)
                 if not framing.complete and framing.untouched >= POURED_BYTES:
                     self._pour(framing.untouched)
             self._client.write(out)
@@ -155,7 +155,7 @@ class Exchange:
     def end_early(self, failure: ChillError) -> None:
         """End a response that will never be whole: a stream of events with one that says so, if that can be done."""
         error = failure if isinstance(failure, AnswerableError) else UpstreamReset(failure.message)
-        last = self.framing.rescue(error_event(error_envelope(error, text_of(self.request_id))))
+        last = self.framing.rescue(error_event(error_envelope(error, text_of(self.identify()))))
         if last is not None:
             self._client.write(last)
         else:

@@ -25,7 +25,7 @@ _HEAD = re.compile(
 )
 _SPECIAL = re.compile(
     rb"\r\n(content-length|transfer-encoding|connection|keep-alive|proxy-authenticate|proxy-authorization"
-    rb"|proxy-connection|te|upgrade|x-request-id):([^\r\n]*+)",
+    rb"|proxy-connection|te|upgrade):([^\r\n]*+)",
     re.IGNORECASE,
 )
 _NEVER_IN_A_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]|\n[ \t]")
@@ -45,8 +45,7 @@ class ResponseFraming(ChunkedBody):
 
     `status` is 0 until the head is whole. Once complete: `keep_alive` says whether the client can tell where the
     response ends without its connection being closed; `reusable` whether the upstream connection can take another
-    request. `event_stream` says of a chunked response whether it is a stream of server-sent events, and `says_id`
-    whether its head has an X-Request-Id.
+    request. `event_stream` says of a chunked response whether it is a stream of server-sent events.
     """
 
     __slots__ = (
@@ -57,7 +56,6 @@ class ResponseFraming(ChunkedBody):
         "event_stream",
         "keep_alive",
         "reusable",
-        "says_id",
         "status",
     )
 
@@ -81,7 +79,6 @@ class ResponseFraming(ChunkedBody):
         self.keep_alive = False
         self.reusable = False
         self.event_stream = False
-        self.says_id = False
 
     @property
     def ending(self) -> bytes:
@@ -190,8 +187,6 @@ class ResponseFraming(ChunkedBody):
                 case b"connection":
                     plain = False
                     options |= connection_options(value)
-                case b"x-request-id":
-                    self.says_id = True
                 case _:
                     plain = False
         if chunked and length >= 0:

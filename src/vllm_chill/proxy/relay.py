@@ -145,7 +145,7 @@ def _framing(request: BaseRequest, committed: Committed | None, rewrite: Rewrite
 class _Relay(Exchange):
     """An exchange that a task drives and waits for: until `_over` is resolved; `_failure` is what went wrong."""
 
-    __slots__ = ("_began", "_failure", "_handler", "_over", "_timer")
+    __slots__ = ("_began", "_failure", "_handler", "_over", "_request_id", "_timer")
 
     def __init__(
         self,
@@ -166,9 +166,12 @@ class _Relay(Exchange):
         self._timer: asyncio.TimerHandle | None = None
         self._began = began
         if not isinstance(framing, CommittedFraming):
-            self.fields = fields_of(request)
-        self.request_id = id_of(request)
+            self.fields = fields_of(request) + id_of(request)
+        self._request_id = id_of(request)
         self.take(connection, endpoint)
+
+    def identify(self) -> bytes:
+        return self._request_id
 
     async def run(self, head: bytes, whole: bytes | None, body: RequestBody, timeouts: RelayTimeouts) -> Relayed:
         """Send the request, and be done once the response is. `whole` is the body unless it is streamed."""

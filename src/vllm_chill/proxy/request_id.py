@@ -25,6 +25,8 @@ REQUEST_ID: RequestKey[bytes] = RequestKey("vllm_chill.request_id", bytes)
 # a header that it would break.
 _WELL_FORMED = re.compile(rb"[0-9A-Za-z._~:/+=@|-]{1,128}")
 _START = len(NAME) + 2
+_SAID = re.compile(rb"\r\nx-request-id:", re.IGNORECASE)
+_OWN = re.compile(rb"^X-Request-Id:[^\r\n]*\r\n", re.MULTILINE)
 _RANDOM_BYTES = 6
 
 
@@ -42,6 +44,14 @@ def id_of(request: BaseRequest) -> bytes:
     """The id of a request of aiohttp's server; none if it was given none."""
     request_id: bytes = request.get(REQUEST_ID, b"")
     return request_id
+
+
+def with_fields(response: bytes, fields: bytes) -> bytes:
+    """A response that begins with its head, with these fields added to it; without the id among them if it says one."""
+    line, _, rest = response.partition(b"\r\n")
+    if _SAID.search(response, len(line), response.find(b"\r\n\r\n", len(line)) + 2) is not None:
+        fields = _OWN.sub(b"", fields)
+    return b"%b\r\n%b%b" % (line, fields, rest)
 
 
 class RequestIds:

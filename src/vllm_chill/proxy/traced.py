@@ -187,7 +187,7 @@ class TracedExchange(FastExchange):
 
     def start(self, data: bytes, now: float) -> None:
         head, peer = self._plain.head, self._connection.peer
-        self.spans = self._requests.begin(head.method, head.target.decode("ascii"), self.request_id, peer, head.field)
+        self.spans = self._requests.begin(head.method, head.target.decode("ascii"), self.identify(), peer, head.field)
         super().start(data, now)
 
     def tell_where(self, choice: Choice) -> None:
@@ -199,7 +199,7 @@ class TracedExchange(FastExchange):
 
     def asked(self, said: bytes) -> None:
         """Take what the next attempt says of its trace."""
-        self._added = said if self._plain.head.request_id else self.request_id + said
+        self._added = said if self._plain.head.request_id else self.identify() + said
 
     def _send(self, connection: UpstreamConnection, now: float) -> None:
         spans = self.spans

@@ -76,9 +76,7 @@ class RequestSpans:
 
     def tell(self, said: Mapping[str, str | int | None]) -> None:
         """Say of the request what is known, by the attributes' names; what is None is not."""
-        for name, value in said.items():
-            if value is not None:
-                self._span.set_attribute(name, value)
+        self._span.set_attributes({name: value for name, value in said.items() if value is not None})
 
     @contextmanager
     def hold(self, wakes: WakeSpans | None) -> Iterator[None]:
@@ -107,21 +105,25 @@ class RequestSpans:
 
     def ask(self, endpoint: Endpoint) -> bytes:
         """Begin an attempt at this endpoint; the fields for it, each with its line end, that say which it is."""
-        span = self._attempt = self._tracer.start_span(self._method, self._context, SpanKind.CLIENT)
+        span = self._span  # which stands for its attempts where nobody will see them
         if self.recording:
-            span.set_attribute("http.request.method", self._method)
-            span.set_attribute("server.address", endpoint.host)
-            span.set_attribute("server.port", endpoint.port)
+            said: dict[str, str | int] = {
+                "http.request.method": self._method,
+                "server.address": endpoint.host,
+                "server.port": endpoint.port,
+            }
             if self._attempts:
-                span.set_attribute("http.request.resend_count", self._attempts)
+                said["http.request.resend_count"] = self._attempts
+            span = self._tracer.start_span(self._method, self._context, SpanKind.CLIENT, said)
+        self._attempt = span
         self._attempts += 1
         context = span.get_span_context()
         if not context.is_valid:
             return b""
-        said = f"traceparent: 00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}\r\n"
+        fields = f"traceparent: 00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}\r\n"
         if context.trace_state:
-            said += f"tracestate: {context.trace_state.to_header()}\r\n"
-        return said.encode("ascii", "ignore")
+            fields += f"tracestate: {context.trace_state.to_header()}\r\n"
+        return fields.encode("ascii", "ignore")
 
     def answered(self) -> None:
         """The first byte of the engine's answer is here."""
@@ -195,6 +197,7 @@ class WakeSpans:
         self._wake: Span | None = None
         self._start: ColdStart | None = None
         self._context = _NO_CONTEXT
+        self._zero = 0  # when the clock was at zero, in Unix time; one for all of a wake, so that its stages meet
 
     def joined(self, hold: _Hold) -> None:
         """Take that a request is held."""
@@ -229,6 +232,7 @@ class WakeSpans:
 
     def _begin(self, start: ColdStart) -> None:
         self.close()
+        self._zero = time.time_ns() - round(self._now() * 1e9)
         cause = next((hold for hold in self._holds if hold.span.is_recording()), None)
         wake = self._wake = self._tracer.start_span(
             f"wake {self._target}",
@@ -271,4 +275,4 @@ class WakeSpans:
             self._tracer.start_span(name, self._context, attributes=said, start_time=start_time).end(self._at(until))
 
     def _at(self, seconds: float) -> int:
-        return time.time_ns() - round((self._now() - seconds) * 1e9)
+        return self._zero + round(seconds * 1e9)

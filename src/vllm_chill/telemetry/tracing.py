@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -26,6 +27,7 @@ Protocol = Literal["http/protobuf", "grpc"]
 _END_SECONDS = 5.0
 """As long as the proxy's end waits for spans to be taken."""
 
+_CAUSE_CHARACTERS = 300
 _LIBRARY = "opentelemetry"
 
 
@@ -53,7 +55,8 @@ class Tracing:
 
         def shut_down() -> None:
             self._processor.shutdown()  # type: ignore[no-untyped-call] # theirs
-            loop.call_soon_threadsafe(over.set)
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(over.set)
 
         # A daemon, as a collector that says nothing must not keep the process from ending.
         threading.Thread(target=shut_down, name="tracing-end", daemon=True).start()
@@ -92,12 +95,13 @@ class _ToldOnce(SpanExporter):
         self._endpoint = endpoint
         self._fails = False
         self._log = structlog.get_logger("vllm_chill.tracing")
-        self._words = _LastWords()
+        self._words = _Words()
         self._library = logging.getLogger(_LIBRARY)
         self._library.addHandler(self._words)
         self._before, self._library.propagate = self._library.propagate, False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._words.first = ""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             if self._fails:
@@ -108,7 +112,7 @@ class _ToldOnce(SpanExporter):
             self._log.warning(
                 "traces cannot be exported",
                 endpoint=self._endpoint,
-                cause=self._words.last,
+                cause=self._words.first,
                 hint="requests go on; what the collector does not take is dropped",
             )
         return result
@@ -130,12 +134,12 @@ class _ToldOnce(SpanExporter):
         self._library.propagate = self._before
 
 
-class _LastWords(logging.Handler):
-    """Keeps what was said last, on one line."""
+class _Words(logging.Handler):
+    """Keeps what was said first of the trouble with an export, on one line; what is said at last is that it is over."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.last = ""
+        self.first = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = " ".join(record.getMessage().split())[:300]
+        self.first = self.first or " ".join(record.getMessage().split())[:_CAUSE_CHARACTERS]
