@@ -414,6 +414,7 @@ async def test_who_has_the_proxys_rights_alone_is_told_what_it_may_not_look_at(c
     unseen = {one.check: one.says for one in found if one.outcome is Outcome.UNKNOWN}
     assert unseen["service"] == "could not look: needs the right to list services"
     assert unseen["gpus"] == "could not look: needs the right to list nodes cluster-wide"
+    assert not any("scaledobjects" in one.says for one in found), "KEDA is not there"
     fine = {one.check: one.says for one in found if one.outcome is Outcome.OK}
     assert fine["deployment"].endswith("is there, asleep")
     assert fine["rights"] == "whoever asks has all 11 necessary rights"

@@ -74,6 +74,18 @@ async def test_what_is_forbidden_is_told_with_the_right_that_it_needs(scripted: 
     assert picture.ingresses == Unseen("the API server answers 500: it is 500")
 
 
+async def test_a_kind_that_is_not_there_is_not_asked_for(scripted: Scripted, api: ApiClient) -> None:
+    scripted.statuses |= {
+        of("scaledobjects", "keda.sh/v1alpha1"): 403,
+        of("networkpolicies", "networking.k8s.io/v1"): 403,
+    }
+    assert isinstance((await look(api)).scaled_objects, Unseen)
+    scripted.objects["/apis"] = {"groups": [{"name": "networking.k8s.io"}]}
+    picture = await look(api)
+    assert picture.scaled_objects == ()
+    assert isinstance(picture.network_policies, Unseen)
+
+
 async def test_of_secrets_nothing_is_read_but_that_they_are_there(scripted: Scripted, api: ApiClient) -> None:
     scripted.objects[of("deployments")] = {"items": [TARGET]}
     scripted.objects[of("secrets/login", "v1")] = {"metadata": {"name": "login"}}

@@ -87,7 +87,11 @@ class Surroundings:
             (POLICY.api_version, POLICY.plural),
             ("networking.k8s.io/v1", "networkpolicies"),
         )
-        lists = await asyncio.gather(*(self._list(version, plural) for version, plural in kinds))
+        # A server refuses what may not be read before it tells that there is no such kind.
+        groups = await self._groups()
+        lists = await asyncio.gather(
+            *(self._list(version, plural) if _is_known(version, groups) else _none() for version, plural in kinds)
+        )
         services, ingresses, claims, quotas, hpas, scaled, variants, policies, networks = lists
         names = ("configmaps", wanted.config_maps), ("secrets", (*wanted.secrets, *wanted.pull_secrets))
         maps, secrets = [await self._named(plural, which) for plural, which in names]
@@ -128,6 +132,13 @@ class Surroundings:
         query = {"fieldSelector": f"metadata.name={asked.deployment}"}
         found = await self._list("apps/v1", "deployments", query, everywhere=True)
         return () if isinstance(found, Unseen) else tuple(str(metadata(one)["namespace"]) for one in found)
+
+    async def _groups(self) -> frozenset[str] | None:
+        """The groups of kinds that the server knows; None if it does not say."""
+        found = await self._read("/apis", "read /apis")
+        if not isinstance(found, dict):
+            return None
+        return frozenset(str(group.get("name")) for group in found.get("groups") or [])
 
     async def _budgets(self) -> Objects:
         path = f"/apis/policy/v1/namespaces/{quote(self._namespace)}/poddisruptionbudgets"
@@ -229,6 +240,14 @@ class Surroundings:
         async with aiohttp.ClientSession() as session:
             asking = (_ask(session, pod, asked, access) for pod in pods if _is_ready(pod))
             return tuple(await asyncio.gather(*asking))
+
+
+def _is_known(version: str, groups: frozenset[str] | None) -> bool:
+    return groups is None or "/" not in version or version.partition("/")[0] in groups
+
+
+async def _none() -> Objects:
+    return ()
 
 
 def _needs(asked: Asked) -> list[Need]:
