@@ -539,6 +539,12 @@ _SETTINGS_PAGES = {
     "serve": "Its flags are [the settings](configuration.md).",
     "controller": "Its flags are [settings of its own](configuration.md#the-controller-of-variants).",
 }
+_PICTURES = {
+    "vllm-chill top": {
+        "top": "a row for each of five models: two are ready, one loads and has a bar, one waits, one sleeps",
+        "top-phone": "the same in a narrow terminal, a paragraph each",
+    }
+}
 
 
 def cli_page() -> str:
@@ -569,6 +575,8 @@ def _command(ctx: click.Context) -> Iterator[str]:
     """A command, and those in it."""
     command = ctx.command
     yield from ("", f"### {ctx.command_path}", "", "```", " ".join([ctx.command_path, *_usage(ctx)]), "```", "")
+    for name, shows in _PICTURES.get(ctx.command_path, {}).items():
+        yield from (f"![{shows}](img/{name}.svg)", "")
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         yield from (textwrap.fill(paragraph, 118), "")
     if (elsewhere := _SETTINGS_PAGES.get(command.name or "")) is not None:

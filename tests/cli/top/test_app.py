@@ -102,7 +102,7 @@ async def view(proxy: Told | None = None, size: tuple[int, int] = (81, 24)) -> A
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(feed, "_POLL_SECONDS", 0.1)
     monkeypatch.setattr(feed, "_PAUSES_SECONDS", (0.05,))
 
 

@@ -84,6 +84,13 @@ async def test_where_the_output_is_no_terminal_it_is_printed_once() -> None:
         assert row.split()[:2] == ["process/python", "asleep"]
 
 
+async def test_on_a_terminal_that_cannot_be_drawn_on_it_is_printed_once() -> None:
+    async with serving(command=ENGINE) as proxy, at(proxy, TERM="dumb") as screen:
+        await screen.until("process/python")
+        assert await screen.ended() == 0
+        assert b"\x1b" not in screen.raw
+
+
 def test_a_proxy_that_is_not_there_is_an_error_where_it_is_printed_once() -> None:
     told = ended("top", "--once", "--url", "http://127.0.0.1:1")
     assert (told.status, told.out) == (3, "")

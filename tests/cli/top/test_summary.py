@@ -48,10 +48,7 @@ async def told(answer: object, status: int = 200) -> Savings | None:
 async def test_savings_are_those_of_today_over_all_models() -> None:
     savings = await told(ANSWER)
     assert savings is not None
-    assert (
-        words_of_savings(savings, NOW)
-        == "today: 20.5 GPU-hours saved (25.62 USD); 4 wakes, for which callers waited 3m in all"
-    )
+    assert words_of_savings(savings, NOW) == "today: 20.5 GPU-hours saved (25.62 USD), 4 wakes, callers waited 3m"
     # Days are UTC, wherever the person is.
     there = NOW.astimezone(timezone(timedelta(hours=-8)))
     assert words_of_savings(savings, there) == words_of_savings(savings, NOW)

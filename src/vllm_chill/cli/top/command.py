@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -39,7 +40,7 @@ def top(once: bool, sort: str, as_json: bool, url: str) -> None:
     It needs vllm-chill[top]; --once does not. --json prints the answer of GET /proxy/status once.
     """
     proxy = Proxy(url)
-    if not once and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
+    if not once and not as_json and _is_terminal():
         show(proxy, sort)
         return
     told = proxy.ask("GET", Route.PROXY_STATUS.value, ProxyStatus)
@@ -48,6 +49,11 @@ def top(once: bool, sort: str, as_json: bool, url: str) -> None:
     else:
         width = shutil.get_terminal_size((100, 24)).columns
         click.echo(picture(told.value, url, width, sort, savings_of(proxy)))
+
+
+def _is_terminal() -> bool:
+    """Whether there is a terminal that can be drawn on."""
+    return sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def show(proxy: Proxy, sort: str) -> None:

@@ -61,7 +61,7 @@ def words_of_savings(savings: Savings, today: datetime) -> str | None:
     waited = ""
     if wakes:
         times = f"{wakes} {'wake' if wakes == 1 else 'wakes'}"
-        waited = f"; {times}, for which callers waited {duration(sum(day.waited_seconds for day in days))} in all"
+        waited = f", {times}, callers waited {duration(sum(day.waited_seconds for day in days))}"
     return f"today: {sum(day.asleep_gpu_hours for day in days):.1f} GPU-hours saved{worth}{waited}"
 
 
