@@ -62,7 +62,7 @@ _COMMANDS = {
 
 _SECTIONS = {
     "Run": ("demo", "serve", "controller"),
-    "Look at a running proxy": ("status", "top", "models", "scaling"),
+    "Look at a running proxy": ("status", "top", "models", "scaling", "savings", "logs"),
     "Operate a running proxy": ("wake", "sleep", "wait", "switch"),
     "Set up": ("doctor", "keys", "crd", "completion"),
 }

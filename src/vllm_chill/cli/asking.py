@@ -84,48 +84,42 @@ class Proxy:
         waits: bool = False,
     ) -> Told[Shape]:
         """What it answers, in its own JSON too; `waits`: however long that takes. Raises AskFailed."""
-        with self._answered(method, path, body, None if waits else self._timeout_seconds) as response:
+        with self._response(method, path, body, None if waits else self._timeout_seconds) as (_, response):
+            if response.status >= http.HTTPStatus.BAD_REQUEST:
+                self._refused(response)
             text = response.read()
         try:
             return Told(msgspec.json.decode(text, type=shape), text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._failed("it does not answer as vllm-chill does") from None
 
-    def text(self, path: str) -> str:
-        """What it answers to a GET of a path that is no JSON. Raises AskFailed."""
-        with self._answered("GET", path, None, self._timeout_seconds) as response:
-            return response.read().decode(errors="replace")
+    def lines(self, path: str) -> Iterator[str]:
+        """The lines of what it answers to a GET, which is text, as they come, however long that takes. Raises
+        AskFailed.
+        """
+        with self.stream(path, "text/plain", None) as lines:
+            for line in lines:
+                yield line.decode(errors="replace")
 
     @contextlib.contextmanager
-    def lines(self, path: str, accept: str, quiet_seconds: float) -> Iterator[Iterator[bytes] | None]:
-        """The lines of an answer of this media type as they come, each without its end; None if there is no such
-        answer, as from a proxy that does not have the path.
-
-        They end when the answer does, and when nothing has come for `quiet_seconds`. Raises AskFailed.
+    def stream(self, path: str, kind: str, quiet_seconds: float | None) -> Iterator[Iterator[bytes]]:
+        """The lines of an answer of this media type as they come, each without its end. They end when the answer does,
+        and when nothing has come for `quiet_seconds`. Raises AskFailed.
         """
-        with self._response("GET", path, None, quiet_seconds, accept) as response:
-            if response.status == http.HTTPStatus.OK and response.headers.get_content_type() == accept:
-                yield self._each_line(response)
-                return
-            if response.status in (_UNAUTHENTICATED, _FORBIDDEN):
+        with self._response("GET", path, None, self._timeout_seconds, kind) as (connection, response):
+            if response.status >= http.HTTPStatus.BAD_REQUEST:
                 self._refused(response)
-            yield None
+            if response.headers.get_content_type() != kind:
+                raise self._failed("it does not answer as vllm-chill does")
+            if connection.sock is not None:  # it is gone where the end of the answer is that of the connection
+                connection.sock.settimeout(quiet_seconds)
+            yield self._each_line(response)
 
     @staticmethod
     def _each_line(response: http.client.HTTPResponse) -> Iterator[bytes]:
         with contextlib.suppress(TimeoutError):
             while line := response.readline():
                 yield line.rstrip(b"\r\n")
-
-    @contextlib.contextmanager
-    def _answered(
-        self, method: str, path: str, body: Mapping[str, object] | None, seconds: float | None
-    ) -> Iterator[http.client.HTTPResponse]:
-        """An answer that is no error of the proxy's own."""
-        with self._response(method, path, body, seconds) as response:
-            if response.status >= http.HTTPStatus.BAD_REQUEST:
-                self._refused(response)
-            yield response
 
     @contextlib.contextmanager
     def _response(
@@ -135,7 +129,7 @@ class Proxy:
         body: Mapping[str, object] | None,
         seconds: float | None,
         accept: str | None = None,
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[tuple[http.client.HTTPConnection, http.client.HTTPResponse]]:
         connection = self._kind(self._host, self._port, timeout=seconds)
         headers = {} if body is None else {"Content-Type": "application/json"}
         if accept is not None:
@@ -149,7 +143,7 @@ class Proxy:
                 )
             except ValueError:  # of the library's, which would say what is in the header
                 raise SettingError(f"{_KEY} has characters that no key has") from None
-            yield connection.getresponse()
+            yield connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(str(error) or type(error).__name__) from None
         finally:

@@ -80,15 +80,19 @@ def follow_aside(proxy: Proxy, tell: Callable[[Heard | ChillError], None]) -> th
 
 def _told(proxy: Proxy, over: threading.Event) -> Iterator[Told[ProxyStatus]]:
     yield proxy.ask("GET", Route.PROXY_STATUS.value, ProxyStatus)
-    with proxy.lines(_EVENTS, _EVENT_STREAM, _QUIET_SECONDS) as lines:
-        if lines is not None:
+    has_begun = False
+    try:
+        with proxy.stream(_EVENTS, _EVENT_STREAM, _QUIET_SECONDS) as lines:
+            has_begun = True
             for text in data_of(lines):
                 if over.is_set():
                     return
-                told = _status(text)
-                if told is not None:
+                if (told := _status(text)) is not None:
                     yield told
             return
+    except AskFailed as failed:  # as where it has no feed, or as many listeners as may be
+        if has_begun or isinstance(failed, NotAllowed):
+            raise
     while not over.wait(_POLL_SECONDS):
         yield proxy.ask("GET", Route.PROXY_STATUS.value, ProxyStatus)
 

@@ -48,6 +48,6 @@ def output_of(proxy: Proxy, target: TargetStatus) -> list[str] | None:
     """The last lines that its engine wrote; None where the proxy does not tell them."""
     query = {"lines": str(_LINES)} | ({} if target.model is None else {"model": target.model})
     try:
-        return proxy.text(f"{_LOGS}?{urlencode(query)}").splitlines()[-_LINES:]
+        return list(proxy.lines(f"{_LOGS}?{urlencode(query)}"))[-_LINES:]
     except AskFailed:
         return None
