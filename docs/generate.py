@@ -6,13 +6,16 @@ Run it as `python docs/generate.py [--check]`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import click
 from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
@@ -27,7 +30,9 @@ from vllm_chill.api.variant_config import LOCAL, NAMES, Role
 from vllm_chill.api.variant_entries import ClassEntry, MainSettings, PriceEntry, SaturationEntry, ZeroEntry
 from vllm_chill.api.variant_spec import VariantAutoscalingSpec
 from vllm_chill.api.vllm_model import VLLMModelSpec, VLLMModelStatus
+from vllm_chill.cli import NAME, cli
 from vllm_chill.cli.crd import crd_yaml
+from vllm_chill.cli.output import EXIT_STATUSES
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS
 from vllm_chill.core.events import (
     Arrived,
@@ -530,7 +535,94 @@ def crd_file(of: Definition) -> str:
     return crd_yaml(crd(of))
 
 
+# --- the command line ---
+
+_SETTINGS_PAGES = {
+    "serve": "Its flags are [the settings](configuration.md).",
+    "controller": "Its flags are [settings of its own](configuration.md#the-controller-of-variants).",
+}
+_PICTURES = {
+    "vllm-chill top": {
+        "top": "a row for each of five models: two are ready, one loads and has a bar, one waits, one sleeps",
+        "top-phone": "the same in a narrow terminal, a paragraph each",
+    }
+}
+
+
+def cli_page() -> str:
+    """Every command, with its options, and what it ends with."""
+    lines = ["# The command line", "", MADE, ""]
+    lines += [
+        "`vllm-chill COMMAND --help` says the same in a terminal. Errors go to standard error, as a sentence that"
+    ]
+    lines += [
+        "says what to do; with `--json` they are JSON, those of the proxy as [it tells them](http-api.md#errors)."
+    ]
+    lines += ["What asks a proxy takes `--url`, or `VLLM_CHILL_URL`, and sends `VLLM_CHILL_KEY` as the key or token."]
+    lines += ["`vllm-chill completion` has your shell complete all of it, and the names of models."]
+    lines += ["", "## Exit status", "", "| status | meaning |", "|---|---|"]
+    lines += [_row(f"`{status}`", meaning) for status, meaning in EXIT_STATUSES.items()]
+    lines += ["", "A command that printed JSON for `--output json` before it had `--json` takes both."]
+    with click.Context(cli, info_name=NAME) as ctx:
+        for section, names in cli.sections().items():
+            lines += ["", f"## {section}"]
+            for name in names:
+                command = cli.get_command(ctx, name)
+                assert command is not None
+                lines += _command(click.Context(command, ctx, info_name=name))
+    return "\n".join([*lines, ""])
+
+
+def _command(ctx: click.Context) -> Iterator[str]:
+    """A command, and those in it."""
+    command = ctx.command
+    yield from ("", f"### {ctx.command_path}", "", "```", " ".join([ctx.command_path, *_usage(ctx)]), "```", "")
+    for name, shows in _PICTURES.get(ctx.command_path, {}).items():
+        yield from (f"![{shows}](img/{name}.svg)", "")
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        yield from (textwrap.fill(paragraph, 118), "")
+    if (elsewhere := _SETTINGS_PAGES.get(command.name or "")) is not None:
+        yield elsewhere
+        return
+    options = [
+        one
+        for one in command.get_params(ctx)
+        if isinstance(one, click.Option) and not one.hidden and "--help" not in one.opts
+    ]
+    if options:
+        yield from ("| option | what |", "|---|---|")
+    for option in options:
+        given, help_text = option.get_help_record(ctx) or ("", "")
+        yield _row(f"`{_cell(given)}`", _cell(help_text))
+    if command.epilog:
+        yield from ("", *_examples(command.epilog))
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            assert below is not None
+            yield from _command(click.Context(below, ctx, info_name=name))
+
+
+def _usage(ctx: click.Context) -> list[str]:
+    return ctx.command.collect_usage_pieces(ctx)
+
+
+def _examples(epilog: str) -> Iterator[str]:
+    """The paragraphs of an epilog: what is indented is code."""
+    paragraphs = [part.strip("\n") for part in epilog.split("\b") if part.strip()]
+    for number, paragraph in enumerate(paragraphs):
+        said = [line for line in paragraph.splitlines() if not line.startswith("  ")]
+        code = [line.removeprefix("  ") for line in paragraph.splitlines() if line.startswith("  ")]
+        if number:
+            yield ""
+        if said and said != ["Examples:"]:
+            yield from (*said, *([""] if code else []))
+        if code:
+            yield from ("```sh", *code, "```")
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
     "models.md": models_page,
     "scaling.md": scaling_page,
     "variant-fields.md": variant_fields_page,

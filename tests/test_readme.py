@@ -54,7 +54,7 @@ def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
     for line in lines:
         for name, rest in re.findall(r"(?:^|[\s;&(]|bin/)vllm-chill ([a-z]+)\b([^|;&`]*)", line):
             if page.suffix == ".md" or name in COMMANDS:
-                yield name, re.split(r" --(?:\s|$)|\s#", rest)[0].split()
+                yield name, re.split(r" \[?--(?:\s|$)|\s#", rest)[0].split()
 
 
 @pytest.mark.parametrize("page", [*PAGES, *MANIFESTS], ids=lambda page: str(page.relative_to(ROOT)))

@@ -6,7 +6,7 @@ Every message is a sentence for the person who reads it, with the next step in i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
@@ -23,7 +23,45 @@ class SettingError(ChillError):
 
 
 class AskFailed(ChillError):
-    """The proxy cannot be asked, or answers with an error; the command ends with exit status 1."""
+    """What a command asked for was not done: the proxy, or the cluster, says no. The command ends with `exit_status`.
+
+    `answer` is the error as the proxy answered with it, where it is the proxy's; `code` is what programs tell it apart
+    by where it is not.
+    """
+
+    exit_status: ClassVar[int] = 1
+    code: ClassVar[str] = "failed"
+
+    def __init__(self, message: str, *, answer: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class CannotBeAsked(AskFailed):
+    """Nobody answers where the proxy, or the API server, is said to be, or somebody else does. `reason` is what was
+    found, without where.
+    """
+
+    exit_status = 3
+    code = "cannot_be_asked"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
+class NotAllowed(AskFailed):
+    """Whoever asks has no key or token, or one that is not for this."""
+
+    exit_status = 4
+    code = "not_allowed"
+
+
+class TimeOver(AskFailed):
+    """What is waited for did not come in the time that there was."""
+
+    exit_status = 5
+    code = "time_over"
 
 
 class NoCredentials(SettingError):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
+from tests.cli.serves import serves
 from vllm_chill.api.version import Build
 from vllm_chill.cli.asking import Proxy
 from vllm_chill.errors import AskFailed, SettingError
@@ -68,6 +69,31 @@ async def test_a_key_of_the_environment_is_sent_and_never_told(monkeypatch: pyte
     with pytest.raises(SettingError) as caught:
         await ask(answer)
     assert caught.value.message == "VLLM_CHILL_KEY has characters that no key has"
+
+
+async def test_text_comes_line_by_line() -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.headers["Accept"] == "text/plain"
+        return web.Response(text="one\n\ntwo é\r\nthree")
+
+    async with serves(answer) as url:
+        assert await asyncio.to_thread(lambda: list(Proxy(url).lines("/x"))) == ["one", "", "two é", "three"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (web.json_response({}), "does not answer as vllm-chill does"),
+        (web.json_response({"error": {"message": "It sleeps."}}, status=404), "^It sleeps.$"),
+    ],
+)
+async def test_what_is_no_text_is_none(answer: web.Response, says: str) -> None:
+    async def answers(_: web.BaseRequest) -> web.StreamResponse:
+        return answer
+
+    async with serves(answers) as url:
+        with pytest.raises(AskFailed, match=says):
+            await asyncio.to_thread(lambda: list(Proxy(url).lines("/x")))
 
 
 async def test_who_hangs_up_is_told_of() -> None:

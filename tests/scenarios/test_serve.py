@@ -253,7 +253,7 @@ async def test_status_tells_a_person_and_a_program() -> None:
         code, out, _ = await run("status", "--url", proxy.url, "--json")
         assert json.loads(out)["targets"][0]["phase"] == "asleep"
     code, _, err = await run("status", "--url", proxy.url)
-    assert code == 1
+    assert code == 3
     assert "--url" in err
     assert "Traceback" not in err
     assert (await run("status", "--url", "nonsense"))[0] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import yaml
 
 from vllm_chill.api.samples import Samples, override_of, parse_samples, readings_of, replicas_of
 from vllm_chill.api.scaling_policy import KIND, parse_policy, policy_of, policy_warnings
+from vllm_chill.cli.output import json_or_output_option, print_json
 from vllm_chill.core.cold_start import duration
 from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.decide import State, decide, scaled
@@ -24,6 +24,10 @@ from vllm_chill.errors import InvalidPolicy, SettingError
 _MOST_BYTES = 16 << 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPILOG = """\b
+Examples:
+  vllm-chill decide --policy coder.yaml --samples history.yaml
+
+\b
 The samples, moment by moment:
   - {at: 0, replicas: 1, held: 30, members: [{queue_length: 12}]}
   - {at: 15, held: 4, members: [{queue_length: 12}, {ready: false}]}
@@ -45,21 +49,19 @@ class Played:
 @click.option(
     "--samples", "samples_file", required=True, metavar="FILE", type=Path, help="What was measured, moment by moment."
 )
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", help="For people, or as JSON. [default: text]"
-)
-def decide_command(policy_file: Path, samples_file: Path, output: str) -> None:
+@json_or_output_option
+def decide_command(policy_file: Path, samples_file: Path, as_json: bool) -> None:
     """Tell what a scaling policy would do, step by step, and change nothing. No cluster is asked.
 
     The policy is a vLLMScalingPolicy. The samples are a list of moments, each with what there is at it; one that does
     not say how many replicas are asked for has as many as were decided the moment before.
 
-    Exit status: 0, or 2 if a file cannot be used.
+    --json prints a list of the decisions, with the names that the status of a policy has.
     """
     policy = _policy(policy_file)
     history = play(policy, _samples(samples_file))
-    if output == "json":
-        click.echo(json.dumps([_as_json(one) for one in history], indent=2))
+    if as_json:
+        print_json([_as_json(one) for one in history])
         return
     for one in history:
         click.echo(tell(one))

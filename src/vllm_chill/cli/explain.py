@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from vllm_chill.cli.output import json_or_output_option, print_json
 from vllm_chill.cli.tables import aligned, cut
 from vllm_chill.core.objects import Json, metadata
-from vllm_chill.errors import AskFailed, NoCredentials
+from vllm_chill.errors import AskFailed, CannotBeAsked, NoCredentials, NotAllowed
 
+_EPILOG = """\b
+Examples:
+  vllm-chill explain variant -A
+  vllm-chill explain variant -n llm llama-h100
+"""
 _WHY_CHARACTERS = 90
 _VARIANTS = ("NAMESPACE", "VARIANT", "MODEL", "TARGET", "REPLICAS", "WANTED", "SATURATION", "WHY")
 
@@ -22,25 +27,22 @@ def explain() -> None:
     """Tell why there are as many replicas as there are."""
 
 
-@explain.command(short_help="Tell the last decision on a variant, step by step.")
+@explain.command(short_help="Tell the last decision on a variant, step by step.", epilog=_EPILOG)
 @click.argument("name", required=False)
 @click.option("-n", "--namespace", default="default", help="The variant's namespace. [default: default]")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: the variants of all namespaces.")
 @click.option("--kubeconfig", metavar="FILE", envvar="KUBECONFIG", help="Credentials for the API server. [KUBECONFIG]")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", help="For people, or as JSON. [default: text]"
-)
-def variant(name: str | None, namespace: str, all_namespaces: bool, kubeconfig: str | None, output: str) -> None:
+@json_or_output_option
+def variant(name: str | None, namespace: str, all_namespaces: bool, kubeconfig: str | None, as_json: bool) -> None:
     """Tell the last decision on the VariantAutoscaling NAME, step by step. Without NAME: all of them, in a row each.
 
-    It is read from the object's status, as the controller has written it; nothing is decided anew.
-
-    Exit status: 0, or 1 if the API server cannot be asked, or there is no such variant.
+    It is read from the object's status, as the controller has written it; nothing is decided anew. --json prints the
+    object's name, spec and status; without NAME, a list.
     """
     found = asyncio.run(_variants(kubeconfig, None if all_namespaces and name is None else namespace, name))
-    if output == "json":
+    if as_json:
         told = [_as_json(item) for item in found]
-        click.echo(json.dumps(told if name is None else told[0], indent=2))
+        print_json(told if name is None else told[0])
     elif name is None:
         click.echo(table(found) if found else "There is no variant.")
     else:
@@ -67,11 +69,12 @@ async def _variants(kubeconfig: str | None, namespace: str | None, name: str | N
             raise AskFailed(
                 f"the cluster knows no {VARIANT.kind}; install it: vllm-chill crd | kubectl apply -f -"
             ) from None
-        raise AskFailed(f"the API server refuses: {error.message.rstrip('.')}") from None
+        refused = NotAllowed if error.status in (401, 403) else AskFailed
+        raise refused(f"the API server refuses: {error.message.rstrip('.')}") from None
     except Unreachable as error:
-        raise AskFailed(str(error)) from None
+        raise CannotBeAsked(str(error)) from None
     except NoCredentials as error:
-        raise AskFailed(error.message) from None
+        raise CannotBeAsked(error.message) from None
 
 
 def table(items: Sequence[Json]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
+from pydantic.fields import FieldInfo
 
 from vllm_chill.settings.parts import Declared, default_text, env_of, extra_of, flag_of
 
@@ -46,11 +48,33 @@ def setting_flags(kind: type[Declared]) -> Callable[[Callable[..., Any]], Callab
                 metavar="[=BOOL]" if is_switch else _metavar(name),
                 help=f"{field.description} {facts}",
                 default=None,
+                shell_complete=_values(name, field),
                 **extra,
             )(command)
         return command
 
     return give
+
+
+def _values(name: str, field: FieldInfo) -> Callable[..., list[CompletionItem]]:
+    """What a shell is told that may follow a flag: the values of a choice, or that it is a file or a folder."""
+    values = ["true", "false"] if isinstance(field.default, bool) else _choices(field.annotation)
+    ending = name.rpartition("_")[2]
+    kind = {"file": "file", "kubeconfig": "file", "dir": "dir"}.get(ending)
+
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if kind is not None:
+            return [CompletionItem(incomplete, type=kind)]
+        return [CompletionItem(value) for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts that a type lets through where it is a choice between some, also one that may be left out."""
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str) and value]
+    return [value for part in get_args(annotation) for value in _choices(part)]
 
 
 def _metavar(name: str) -> str:

@@ -2,89 +2,119 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
-from msgspec import to_builtins
 
 from vllm_chill.api.choice import AvailableModel, AvailableModels, OperationDone, Switched
 from vllm_chill.api.status import ProxyStatus, TargetStatus
-from vllm_chill.cli.asking import Proxy, url_option
+from vllm_chill.cli.asking import Proxy, Told, url_option
+from vllm_chill.cli.completing import model_argument, model_names
+from vllm_chill.cli.output import json_option, print_json
 from vllm_chill.cli.status import words_of
 from vllm_chill.cli.tables import aligned, cut
 from vllm_chill.core.cold_start import about, duration, time_left
 from vllm_chill.core.routing import Route
 
+_MODELS_EPILOG = """\b
+Examples:
+  vllm-chill models
+  vllm-chill models --json | jq -r '.models[] | select(.state == "ready").name'
+"""
+_SWITCH_EPILOG = """\b
+Examples:
+  vllm-chill switch coder
+  vllm-chill switch coder --wake --wait
+"""
+_WAKE_EPILOG = """\b
+Examples:
+  vllm-chill wake
+  vllm-chill wake coder --no-wait && vllm-chill wait coder --timeout 20m
+"""
+_SLEEP_EPILOG = """\b
+Examples:
+  vllm-chill sleep coder
+"""
 _DETAIL_CHARACTERS = 80
 _COLUMNS = ("MODEL", "SERVED AS", "STATE", "REPLICAS", "IN FLIGHT", "WAITING", "")
 _NUMBERS = range(3, 6)
 
 
-@click.command(short_help="List the models of a running proxy.")
+@click.command(short_help="List the models of a running proxy.", epilog=_MODELS_EPILOG)
+@json_option
 @url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the proxy's answer as JSON.")
 def models(url: str, as_json: bool) -> None:
     """List the models of a running proxy: what requests call each, how it is, and who uses it.
 
-    Exit status: 0, or 1 if the proxy cannot be asked.
+    --json prints the answer of GET /proxy/models/available.
     """
     proxy = Proxy(url)
-    available = proxy.get(Route.PROXY_AVAILABLE.value, AvailableModels)
+    available = proxy.ask("GET", Route.PROXY_AVAILABLE.value, AvailableModels)
     if as_json:
-        click.echo(json.dumps(to_builtins(available), indent=2))
-        return
-    click.echo(table(available, proxy.get(Route.PROXY_STATUS.value, ProxyStatus)))
+        print_json(available.text)
+    else:
+        click.echo(table(available.value, proxy.get(Route.PROXY_STATUS.value, ProxyStatus)))
 
 
-@click.command(short_help="Make a model that of requests which name none.")
-@click.argument("model")
+@click.command(short_help="Make a model that of requests which name none.", epilog=_SWITCH_EPILOG)
+@click.argument("model", shell_complete=model_names)
 @click.option("--wake", is_flag=True, help="Wake it too; else the next request for it does.")
 @click.option("--wait", is_flag=True, help="Return once the models before it sleep and, with --wake, it is ready.")
+@json_option
 @url_option
-def switch(url: str, model: str, wake: bool, wait: bool) -> None:
+def switch(url: str, model: str, wake: bool, wait: bool, as_json: bool) -> None:
     """Make MODEL the model of requests that name none, until the proxy is started anew.
 
     The model before it, and those of its group, sleep once their answers have ended: no stream is cut. MODEL is any of
-    its names.
-
-    Exit status: 0, or 1 if the proxy cannot be asked or cannot do it.
+    its names. --json prints the answer of POST /proxy/models/switch.
     """
     query = "?wait=true" if wait else ""
     body = {"model_id": model, "wake": wake}
-    answer = Proxy(url).post(Route.PROXY_SWITCH.value + query, body, Switched, waits=wait)
-    click.echo(f"{answer.message} {answer.note}")
+    told = Proxy(url).ask("POST", Route.PROXY_SWITCH.value + query, Switched, body, waits=wait)
+    if as_json:
+        print_json(told.text)
+    else:
+        click.echo(f"{told.value.message} {told.value.note}")
 
 
-@click.command(short_help="Wake a model.")
-@click.argument("model", required=False)
+@click.command(short_help="Wake a model.", epilog=_WAKE_EPILOG)
+@model_argument
 @click.option("--no-wait", is_flag=True, help="Return at once, and not when it is ready.")
+@json_option
 @url_option
-def wake(url: str, model: str | None, no_wait: bool) -> None:
+def wake(url: str, model: str | None, no_wait: bool, as_json: bool) -> None:
     """Wake MODEL, and return when it is ready. Without MODEL: the model of requests that name none.
 
-    Exit status: 0, or 1 if the proxy cannot be asked or the model cannot be woken.
+    It waits for as long as the proxy holds a caller. --json prints the answer of POST /proxy/operations/start.
     """
     if not no_wait and sys.stderr.isatty():
         click.echo("Waiting until it is ready; Ctrl-C ends the wait and not the wake.", err=True)
     query = "?wait=false" if no_wait else ""
-    click.echo(_operate(url, Route.PROXY_START, query, model, waits=not no_wait))
+    _print(_operate(url, Route.PROXY_START, query, model, waits=not no_wait), as_json=as_json)
 
 
-@click.command(short_help="Put a model to sleep.")
-@click.argument("model", required=False)
+@click.command(short_help="Put a model to sleep.", epilog=_SLEEP_EPILOG)
+@model_argument
+@json_option
 @url_option
-def sleep(url: str, model: str | None) -> None:
+def sleep(url: str, model: str | None, as_json: bool) -> None:
     """Put MODEL to sleep once its answers have ended. Without MODEL: the model of requests that name none.
 
-    Exit status: 0, or 1 if the proxy cannot be asked or the model does not sleep.
+    --json prints the answer of POST /proxy/operations/stop.
     """
-    click.echo(_operate(url, Route.PROXY_STOP, "", model, waits=True))
+    _print(_operate(url, Route.PROXY_STOP, "", model, waits=True), as_json=as_json)
 
 
-def _operate(url: str, route: Route, query: str, model: str | None, *, waits: bool) -> str:
+def _operate(url: str, route: Route, query: str, model: str | None, *, waits: bool) -> Told[OperationDone]:
     body = {} if model is None else {"model_id": model}
-    return Proxy(url).post(route.value + query, body, OperationDone, waits=waits).message
+    return Proxy(url).ask("POST", route.value + query, OperationDone, body, waits=waits)
+
+
+def _print(told: Told[OperationDone], *, as_json: bool) -> None:
+    if as_json:
+        print_json(told.text)
+    else:
+        click.echo(told.value.message)
 
 
 def table(available: AvailableModels, status: ProxyStatus) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
-from msgspec import Struct, to_builtins
 
 from vllm_chill.api.scaling_answers import (
     Adjusted,
@@ -23,7 +20,9 @@ from vllm_chill.api.scaling_answers import (
     ScalingMetrics,
     TargetMetrics,
 )
-from vllm_chill.cli.asking import Proxy, url_option
+from vllm_chill.cli.asking import Proxy, Shape, Told, url_option
+from vllm_chill.cli.completing import model_argument, model_names
+from vllm_chill.cli.output import json_or_output_option, print_json
 from vllm_chill.cli.status import replicas_of, words_of
 from vllm_chill.cli.tables import aligned, cut
 from vllm_chill.core.cold_start import duration
@@ -32,23 +31,25 @@ from vllm_chill.core.scaling import words
 from vllm_chill.core.scaling.signals import Metric, Signal
 from vllm_chill.errors import SettingError
 
+_METRICS_EPILOG = """\b
+Examples:
+  vllm-chill scaling metrics
+  vllm-chill scaling metrics vllm-6c9f7d5b8-x2x4k
+"""
+_POLICY_EPILOG = """\b
+Examples:
+  vllm-chill scaling policy
+  vllm-chill scaling policy qwen3-coder-30b
+"""
+_SET_EPILOG = """\b
+Examples:
+  vllm-chill scaling set qwen3-coder-30b 3 --ttl 30m
+  vllm-chill scaling set qwen3-coder-30b --clear
+"""
 _WHY_CHARACTERS = 80
 _PODS = ("POD", "TARGET", "READY", "IN FLIGHT", "QUEUE", "RUNNING", "KV CACHE", "GPU", "TOKENS/S", "TTFT", "E2E", "AGE")
 _TARGETS = ("TARGET", "STATE", "REPLICAS", "HELD", "TTFT", "E2E", "ITL")
 _POLICIES = ("TARGET", "POLICY", "REPLICAS", "READY", "WANTED", "BOUNDS", "WHY")
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _output_option(command: Command) -> Command:
-    """Give a command the option that says for whom it prints."""
-    option = click.option(
-        "--output",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        help="For people, or the proxy's answer as JSON. [default: text]",
-    )
-    return option(command)
 
 
 @click.group(short_help="Tell how many replicas there are and why, or set their number.")
@@ -56,68 +57,61 @@ def scaling() -> None:
     """Tell what is measured of replicas, how many of them there are to be and why, or set their number by hand."""
 
 
-@scaling.command(short_help="Tell what is measured of each replica.")
+@scaling.command(short_help="Tell what is measured of each replica.", epilog=_METRICS_EPILOG)
 @click.argument("pod", required=False)
 @click.option("--target", help="The target of POD, where several have one of this name.")
-@_output_option
+@json_or_output_option
 @url_option
-def metrics(pod: str | None, target: str | None, output: str, url: str) -> None:
+def metrics(pod: str | None, target: str | None, as_json: bool, url: str) -> None:
     """Tell what is measured of each replica, or of the one that is called POD.
 
     TTFT, E2E and ITL are how long 95 of 100 requests took at the most in the last minute: to their first token, as a
-    whole, and between two tokens. AGE is that of the oldest figure of the row.
-
-    Exit status: 0, or 1 if the proxy cannot be asked or has no such replica.
+    whole, and between two tokens. AGE is that of the oldest figure of the row. --json prints the answer of
+    GET /proxy/scaling/metrics.
     """
     if pod is None and target is not None:
         raise SettingError("--target: it says which POD is meant; give POD too, or leave it out")
     proxy = Proxy(url)
     if pod is None:
-        every = proxy.get(Route.PROXY_SCALING_METRICS.value, ScalingMetrics)
-        click.echo(_as_json(every) if output == "json" else metrics_table(every))
+        _print(proxy.ask("GET", Route.PROXY_SCALING_METRICS.value, ScalingMetrics), metrics_table, as_json=as_json)
         return
     query = "" if target is None else f"?target={quote(target, safe='')}"
-    one = proxy.get(_at(Route.PROXY_SCALING_POD, pod) + query, ReplicaMetrics)
-    click.echo(_as_json(one) if output == "json" else describe_replica(one))
+    one = proxy.ask("GET", _at(Route.PROXY_SCALING_POD, pod) + query, ReplicaMetrics)
+    _print(one, describe_replica, as_json=as_json)
 
 
-@scaling.command(short_help="Tell a model's scaling policy, and what it has decided.")
-@click.argument("model", required=False)
-@_output_option
+@scaling.command(short_help="Tell a model's scaling policy, and what it has decided.", epilog=_POLICY_EPILOG)
+@model_argument
+@json_or_output_option
 @url_option
-def policy(model: str | None, output: str, url: str) -> None:
+def policy(model: str | None, as_json: bool, url: str) -> None:
     """Tell the scaling policy of MODEL, and what it has decided, step by step. Without MODEL: every policy in force.
 
-    MODEL is any of its names, or its target's.
-
-    Exit status: 0, or 1 if the proxy cannot be asked, or MODEL has no policy.
+    MODEL is any of its names, or its target's. --json prints the answer of GET /proxy/scaling/policy.
     """
     proxy = Proxy(url)
     if model is not None:
-        one = proxy.get(_at(Route.PROXY_SCALING_POLICY, model), PolicyAnswer)
-        click.echo(_as_json(one) if output == "json" else describe_policy(one))
+        one = proxy.ask("GET", _at(Route.PROXY_SCALING_POLICY, model), PolicyAnswer)
+        _print(one, describe_policy, as_json=as_json)
         return
-    every = proxy.get(Route.PROXY_SCALING_POLICIES.value, Policies)
-    click.echo(_as_json(every) if output == "json" else policies_table(every))
+    _print(proxy.ask("GET", Route.PROXY_SCALING_POLICIES.value, Policies), policies_table, as_json=as_json)
 
 
-@scaling.command(name="set", short_help="Set the number of a model's replicas, for a while.")
-@click.argument("model")
+@scaling.command(name="set", short_help="Set the number of a model's replicas, for a while.", epilog=_SET_EPILOG)
+@click.argument("model", shell_complete=model_names)
 @click.argument("replicas", required=False, type=click.IntRange(min=1))
 @click.option("--ttl", metavar="DURATION", help="How long it holds, such as 30m. [default: the proxy's --override-ttl]")
 @click.option("--by", metavar="NAME", help="Who wants it so, to be shown with it. [default: your user name]")
 @click.option("--clear", is_flag=True, help="Have the scaling policy decide again.")
-@_output_option
+@json_or_output_option
 @url_option
 def set_replicas(
-    model: str, replicas: int | None, ttl: str | None, by: str | None, clear: bool, output: str, url: str
+    model: str, replicas: int | None, ttl: str | None, by: str | None, clear: bool, as_json: bool, url: str
 ) -> None:
     """Set the number of MODEL's replicas for a while, within the bounds of its scaling policy.
 
     It wakes nothing: a model that sleeps has so many once a request wakes it. To have none is what `vllm-chill sleep`
-    is for. MODEL is any of its names, or its target's.
-
-    Exit status: 0, or 1 if the proxy cannot be asked or does not do it.
+    is for. MODEL is any of its names, or its target's. --json prints the answer of POST /proxy/scaling/replicas.
     """
     if clear is (replicas is not None):
         raise SettingError("scaling set: give either REPLICAS or --clear")
@@ -125,16 +119,25 @@ def set_replicas(
         raise SettingError("--ttl: with --clear there is nothing that would hold; leave it out")
     proxy, path = Proxy(url), Route.PROXY_SCALING_REPLICAS.value
     if clear:
-        answer = proxy.delete(f"{path}?model={quote(model, safe='')}", Adjusted)
+        told = proxy.ask("DELETE", f"{path}?model={quote(model, safe='')}", Adjusted)
     else:
         given = {"model": model, "targetReplicas": replicas, "ttl": ttl, "by": by or _user()}
-        answer = proxy.post(path, {name: value for name, value in given.items() if value is not None}, Adjusted)
-    if output == "json":
-        click.echo(_as_json(answer))
-        return
-    click.echo(answer.message)
-    if answer.override is not None:
-        click.echo(f"To end it before: vllm-chill scaling set {model} --clear")
+        body = {name: value for name, value in given.items() if value is not None}
+        told = proxy.ask("POST", path, Adjusted, body)
+    _print(told, lambda answer: _adjusted(answer, model), as_json=as_json)
+
+
+def _adjusted(answer: Adjusted, model: str) -> str:
+    if answer.override is None:
+        return answer.message
+    return f"{answer.message}\nTo end it before: vllm-chill scaling set {model} --clear"
+
+
+def _print(told: Told[Shape], describe: Callable[[Shape], str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(told.text)
+    else:
+        click.echo(describe(told.value))
 
 
 def metrics_table(answer: ScalingMetrics) -> str:
@@ -316,7 +319,3 @@ def _user() -> str | None:
 def _at(route: Route, name: str) -> str:
     """The path of a route that ends with a name."""
     return route.value.partition("{")[0] + quote(name, safe="")
-
-
-def _as_json(answer: Struct) -> str:
-    return json.dumps(to_builtins(answer), indent=2)

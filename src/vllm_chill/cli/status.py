@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 
 import click
 import durationpy
-from msgspec import to_builtins
 
 from vllm_chill.api.status import PastStartStatus, PeersStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.asking import Proxy, url_option
+from vllm_chill.cli.output import json_option, print_json
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Stage
@@ -18,19 +17,26 @@ from vllm_chill.core.target import Stage
 _STAGE_WORDS = {STAGE_NAMES[stage]: words for stage, words in STAGE_WORDS.items()}
 
 
-@click.command(short_help="Tell the state of a running proxy.")
-@url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the proxy's answer as JSON.")
-def status(url: str, as_json: bool) -> None:
-    """Tell the state of a running proxy: its targets, each with its phase, who waits, and when it sleeps.
+_EPILOG = """\b
+Examples:
+  vllm-chill status
+  vllm-chill status --url http://chill.ai-apps --json | jq '.targets[].phase'
+"""
 
-    Exit status: 0, or 1 if the proxy cannot be asked.
+
+@click.command(short_help="Tell how a running proxy's targets are.", epilog=_EPILOG)
+@json_option
+@url_option
+def status(url: str, as_json: bool) -> None:
+    """Tell how a running proxy's targets are: the phase of each, who waits, and when it sleeps.
+
+    --json prints the answer of GET /proxy/status.
     """
-    answer = Proxy(url).get(Route.PROXY_STATUS.value, ProxyStatus)
+    told = Proxy(url).ask("GET", Route.PROXY_STATUS.value, ProxyStatus)
     if as_json:
-        click.echo(json.dumps(to_builtins(answer), indent=2))
-        return
-    click.echo(tell(answer))
+        print_json(told.text)
+    else:
+        click.echo(tell(told.value))
 
 
 def tell(answer: ProxyStatus) -> str:
@@ -42,14 +48,14 @@ def tell(answer: ProxyStatus) -> str:
         paragraphs.append("There is no model yet.")
     if answer.default_model is not None and len(answer.targets) > 1:
         paragraphs.append(f"Requests that name no model get {answer.default_model}.")
-    if answer.peers is not None and (sentence := _peers(answer.peers)) is not None:
+    if answer.peers is not None and (sentence := words_of_peers(answer.peers)) is not None:
         paragraphs.append(sentence)
     if answer.draining:
         paragraphs.append("This proxy is shutting down.")
     return ("\n\n" if len(answer.targets) > 1 else "\n").join(paragraphs)
 
 
-def _peers(peers: PeersStatus) -> str | None:
+def words_of_peers(peers: PeersStatus) -> str | None:
     """A sentence on the other proxies; None if there is nothing to say."""
     if peers.trouble is not None:
         return f"Nothing is put to sleep: other proxies cannot be told who is served here: {peers.trouble}."
@@ -62,6 +68,11 @@ def _peers(peers: PeersStatus) -> str | None:
 
 def describe(target: TargetStatus) -> str:
     """One target for a person: a row for each thing there is to say."""
+    return "\n".join(f"{name:<10} {value}" for name, value in rows_of(target))
+
+
+def rows_of(target: TargetStatus) -> list[tuple[str, str]]:
+    """Each thing there is to say of a target, with what it is called."""
     rows = [
         ("model", target.model),
         ("served as", ", ".join(target.served_names) or None),
@@ -70,7 +81,7 @@ def describe(target: TargetStatus) -> str:
         ("phase", target.phase + (f", for {words_of(target.phase_seconds)}" if target.phase_seconds else "")),
         ("cause", target.cause),
         ("waits for", ", ".join(target.waits_for) or None),
-        ("start", None if target.start is None else _start(target.start)),
+        ("start", None if target.start is None else words_of_start(target.start)),
         ("waiting", str(target.waiting)),
         ("in flight", str(target.in_flight)),
         ("idle for", words_of(target.idle_seconds)),
@@ -80,7 +91,7 @@ def describe(target: TargetStatus) -> str:
         ("endpoints", ", ".join(target.endpoints) or None),
         ("last start", None if target.last_start is None else _last_start(target.last_start, target.cause)),
     ]
-    return "\n".join(f"{name:<10} {value}" for name, value in rows if value is not None)
+    return [(name, value) for name, value in rows if value is not None]
 
 
 def replicas_of(current: int | None, ready: int | None, desired: int | None) -> str | None:
@@ -93,7 +104,8 @@ def replicas_of(current: int | None, ready: int | None, desired: int | None) -> 
     return there if desired in (None, current) else f"{there}, {desired} wanted"
 
 
-def _start(start: StartStatus) -> str:
+def words_of_start(start: StartStatus) -> str:
+    """A cold start under way: its stage, and the time."""
     parts = [_with_detail(start.stage, start.detail), f"{duration(start.elapsed_seconds)} so far"]
     if start.eta_seconds is not None and start.stage != STAGE_NAMES[Stage.ANSWERING]:
         parts.append(time_left(start.eta_seconds))
