@@ -20,6 +20,7 @@ from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
+from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.core.call import Call
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.models import check_model
@@ -164,10 +165,11 @@ class TargetMaker:
         probing = None
         if settings.readiness == "probe":
             probing = Probing(self._prober.ask, settings.health_path, lambda _, body: knowledge.listed(body))
+        backend = SightedBackend(world.backend)
         controller = ScaleController(
             target.ref,
             target.limits,
-            ProbingBackend(world.backend, probing, direct=target.direct),
+            ProbingBackend(backend, probing, direct=target.direct),
             Record((TargetRecorder(target.ref, self._metrics), starts, *self._recorders), self._pool),
             target.bounds,
             lambda: starts.retry_after(controller.now()),
@@ -180,7 +182,7 @@ class TargetMaker:
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
         model = None if target.entry is None else target.entry.name
-        self._metrics.follow(lambda: controller.target, controller.now, model)
+        self._metrics.follow(lambda: controller.target, controller.now, model, lambda: backend.sees)
         served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
