@@ -528,11 +528,14 @@ def crd_file(of: Definition) -> str:
     return crd_yaml(crd(of))
 
 
+CRD_FOLDERS = ("", "helm/vllm-chill/")
+"""kustomize's and the chart's: neither tool reads a file outside of its own folder."""
+
 PAGES: dict[str, Callable[[], str]] = {
     "models.md": models_page,
     "scaling.md": scaling_page,
     "variant-fields.md": variant_fields_page,
-    **{f"../deploy/crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS},
+    **{f"../deploy/{folder}crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS for folder in CRD_FOLDERS},
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,
