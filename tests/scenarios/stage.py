@@ -176,7 +176,7 @@ async def stage(
             lambda: starts.retry_after(controller.now()),
         )
         controller.ejector.recorder = EjectionRecord(ref, metrics)
-        metrics.follow(lambda: controller.target, controller.now)
+        metrics.follow(lambda: controller.target, controller.now, sees=lambda: sighted.sees)
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         budget = Budget(options.hold.body_budget)
