@@ -621,12 +621,16 @@ def _examples(epilog: str) -> Iterator[str]:
             yield from ("```sh", *code, "```")
 
 
+CRD_FOLDERS = ("", "helm/vllm-chill/")
+"""kustomize's and the chart's: neither tool reads a file outside of its own folder."""
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "models.md": models_page,
     "scaling.md": scaling_page,
     "variant-fields.md": variant_fields_page,
-    **{f"../deploy/crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS},
+    **{f"../deploy/{folder}crds/{of.name}.yaml": partial(crd_file, of) for of in DEFINITIONS for folder in CRD_FOLDERS},
     "routes.md": routes_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LOCKS = ["deploy/requirements.txt", "deploy/build-requirements.txt"]
 
 def needs(program: str) -> pytest.MarkDecorator:
     missing = not (PROGRAMS / program).exists()
-    return pytest.mark.skipif(missing, reason=f"needs {program}, which .ci/requirements.txt has")
+    return pytest.mark.skipif(missing, reason=f"needs {program}, which .ci/run install has")
 
 
 def pins(*locks: str) -> set[tuple[str, str]]:
@@ -94,7 +95,7 @@ def test_what_is_not_prepared_cannot_be_released_and_it_is_said_why(copy: Copy) 
     copy.git("tag", "v7.8.9")
     code, said = copy.release("check", "v7.8.9")
     assert code == 1
-    assert [line.partition(";")[2] for line in said.splitlines()] == [" run: .ci/release prepare 7.8.9"] * 2
+    assert [line.partition(";")[2] for line in said.splitlines()] == [" run: .ci/release prepare 7.8.9"] * 3
     code, said = copy.release("check", "v7.8.8")
     assert "this commit is 7.8.9; " in said
     assert (code, copy.release("check", "7.8")[0]) == (1, 1)
@@ -129,6 +130,19 @@ def test_a_distribution_is_made_of_both_kinds(copy: Copy) -> None:
     assert copy.release("dist", "made")[0] == 0
     made = {file.name for file in (copy.folder / "made").iterdir()}
     assert made == {"vllm_chill-7.8.9.tar.gz", "vllm_chill-7.8.9-py3-none-any.whl"}
+
+
+@needs("helm")
+def test_the_chart_is_an_archive_of_the_version(copy: Copy) -> None:
+    copy.release("prepare", "7.8.9")
+    assert copy.release("chart", "made")[0] == 0
+    with tarfile.open(copy.folder / "made/vllm-chill-7.8.9.tgz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        about = archive.extractfile("vllm-chill/Chart.yaml")
+        assert about is not None
+        assert "appVersion: 7.8.9" in about.read().decode()
+    assert {"values.yaml", "values.schema.json", "templates/NOTES.txt", "files/rules.yaml"} < names
+    assert "files/kustomization.yaml" not in names
 
 
 @needs("cyclonedx-py")

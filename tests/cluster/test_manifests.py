@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, path_of
+from tests.deploy.kustomized import MANIFESTS
 from vllm_chill.adapters.kubernetes.client import ApiError
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-
 # Nothing is of these kinds until their definitions are there.
-_UNKNOWN = ("VLLMModel", "vLLMScalingPolicy", "VariantAutoscaling", "ServiceMonitor", "ScaledObject")
+_UNKNOWN = ("VLLMModel", "vLLMScalingPolicy", "VariantAutoscaling", "ServiceMonitor", "PrometheusRule", "ScaledObject")
 
 
 def manifests() -> list[Any]:
     return [
         pytest.param(item, id=f"{file.parent.name}-{item['kind']}")
-        for file in sorted(DEPLOY.rglob("*.yaml"))
+        for file in MANIFESTS
         for item in yaml.safe_load_all(file.read_text())
         if isinstance(item, dict) and "kind" in item  # what else there is, is for kustomize and Helm
         if item["kind"] not in ("Kustomization", "Component", *_UNKNOWN)

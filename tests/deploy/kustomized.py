@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFESTS = [file for file in sorted(DEPLOY.rglob("*.yaml")) if DEPLOY / "helm" not in file.parents]
+"""All that kustomize, or kubectl, takes as it is; a chart's files become manifests only."""
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize in it")
 

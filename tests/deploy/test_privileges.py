@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.kustomized import DEPLOY
+from tests.deploy.kustomized import MANIFESTS
 
 PODS = {
     f"{file.parent.name}-{item['metadata']['name']}": item["spec"]["template"]["spec"]
-    for file in sorted(DEPLOY.rglob("*.yaml"))
+    for file in MANIFESTS
     for item in yaml.safe_load_all(file.read_text())
     if isinstance(item, dict) and item.get("kind") == "Deployment" and "selector" in item["spec"]  # else it is a patch
 }

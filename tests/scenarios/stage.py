@@ -24,6 +24,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.control.lease import Bounds
+from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
@@ -172,16 +173,17 @@ async def stage(
         pool = UpstreamPool(orphan_seconds=orphan, access=engines)
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(ref, metrics)
+        sighted = SightedBackend(backend)
         controller = ScaleController(
             ref,
             Limits(idle, limit, keep_abandoned=keep_abandoned),
-            backend,
+            sighted,
             Record((TargetRecorder(ref, metrics), starts), pool),
             bounds,
             lambda: starts.retry_after(controller.now()),
         )
         controller.ejector.recorder = EjectionRecord(ref, metrics)
-        metrics.follow(lambda: controller.target, controller.now)
+        metrics.follow(lambda: controller.target, controller.now, sees=lambda: sighted.sees)
         knowledge = ModelKnowledge(served)
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         budget = Budget(options.hold.body_budget)

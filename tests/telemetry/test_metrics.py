@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from vllm_chill.core.routing import Route
-from vllm_chill.core.target import Asleep, Observation, Phase, Ready, Target, TargetRef, Waking
+from vllm_chill.core.target import Asleep, Failed, Observation, Phase, Ready, Target, TargetRef, Waking
 from vllm_chill.telemetry.metrics import Metrics, vllm_state
 from vllm_chill.telemetry.recorder import TargetRecorder
 
@@ -88,6 +90,33 @@ def test_a_wake_is_measured_and_its_scale_counted(metrics: Metrics) -> None:
     scaled = "vllm_chill_scale_operations_total"
     assert value(metrics, scaled, target=str(REF), direction="up", outcome="success") == 1
     assert value(metrics, scaled, target=str(REF), direction="down", outcome="failure") == 1
+
+
+def test_what_counts_is_there_before_anything_has_happened(metrics: Metrics) -> None:
+    """Prometheus takes no first sample for an increase, so that what begins at 1 is never seen to have happened."""
+    metrics.follow(lambda: Target(REF), lambda: 0)
+    for name in ("wake_failures_total", "wake_duration_seconds_count", "hold_duration_seconds_count"):
+        assert value(metrics, f"vllm_chill_{name}", target=str(REF)) == 0
+    metrics.forget(REF)
+    assert not [line for line in metrics.exposition("")[0].decode().splitlines() if str(REF) in line]
+
+
+def test_a_wake_that_fails_is_counted_once(metrics: Metrics) -> None:
+    recorder = TargetRecorder(REF, metrics)
+    failed = Failed(since=9, cause="it crashes", retry_at=14, confirmed=False)
+    recorder.changed(Target(REF, Waking(0, confirmed=True)), Target(REF, failed), 9)
+    recorder.changed(Target(REF, failed), Target(REF, replace(failed, confirmed=True)), 9)
+    assert value(metrics, "vllm_chill_wake_failures_total", target=str(REF)) == 1
+
+
+def test_whether_the_backend_tells_of_a_target_is_told_where_that_is_known(metrics: Metrics) -> None:
+    sees = True
+    metrics.follow(lambda: Target(REF), lambda: 0, sees=lambda: sees)
+    assert value(metrics, "vllm_chill_backend_up", target=str(REF)) == 1
+    sees = False
+    assert value(metrics, "vllm_chill_backend_up", target=str(REF)) == 0
+    metrics.follow(lambda: Target(REF), lambda: 0)
+    assert value(metrics, "vllm_chill_backend_up", target=str(REF)) is None
 
 
 class TestSeveralTargets:

@@ -11,6 +11,7 @@ from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import World
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.prober import ProbingBackend
+from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.control.unserved import UnservedBackend, unserved
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.scaling.policy import Policy
@@ -72,17 +73,18 @@ class ProxyTargets:
         from vllm_chill.control.policies import OwnTarget  # who asks for one has it already
 
         world = self._world(ref)
+        backend = SightedBackend(world.backend)
         controller = ScaleController(
             ref,
             unserved(self._plan.limits),
-            ProbingBackend(UnservedBackend(world.backend), None, direct=True),
+            ProbingBackend(UnservedBackend(backend), None, direct=True),
             TargetRecorder(ref, self._metrics),
         )
         controller.observe_only = self._plan.observe_only
         if self._peering is not None:
             self._peering.add(controller)
         meter = self._meters.of(controller)
-        self._metrics.follow(lambda: controller.target, controller.now, None)
+        self._metrics.follow(lambda: controller.target, controller.now, None, lambda: backend.sees)
         self._metrics.replicas.follow(
             ref, Scaled(meter.figures, controller.now, lambda: desired_replicas(controller.target))
         )

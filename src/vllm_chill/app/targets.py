@@ -21,6 +21,7 @@ from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
 from vllm_chill.control.savings import Savings
+from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.core.call import Call
 from vllm_chill.core.lifecycle import desired_replicas
 from vllm_chill.core.models import check_model
@@ -174,10 +175,11 @@ class TargetMaker:
         model = None if target.entry is None else target.entry.name
         stated = self._plan.gpus
         counting = self._savings.of(str(target.ref), world.gpus if stated is None else lambda: stated, model)
+        backend = SightedBackend(world.backend)
         controller = ScaleController(
             target.ref,
             target.limits,
-            ProbingBackend(world.backend, probing, direct=target.direct),
+            ProbingBackend(backend, probing, direct=target.direct),
             Record((TargetRecorder(target.ref, self._metrics), starts, counting, *self._recorders), self._pool),
             target.bounds,
             lambda: starts.retry_after(controller.now()),
@@ -190,7 +192,7 @@ class TargetMaker:
         controller.ejector.recorder = EjectionRecord(target.ref, self._metrics)
         desk = hold_desk(controller, target.hold, self._budget, starts, knowledge, one_of_many=target.entry is not None)
 
-        self._metrics.follow(lambda: controller.target, controller.now, model)
+        self._metrics.follow(lambda: controller.target, controller.now, model, lambda: backend.sees)
         wakes = None if self._tracing is None else self._tracing.wakes(target.ref, controller.now)
         if wakes is not None:
             starts.on_change = wakes.changed

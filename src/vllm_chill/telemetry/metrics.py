@@ -48,6 +48,7 @@ class _Followed:
     target: Callable[[], Target]
     now: Callable[[], float]
     model: str | None
+    sees: Callable[[], bool] | None
 
 
 class _TargetGauges(Collector):
@@ -69,6 +70,15 @@ class _TargetGauges(Collector):
             if one.model is not None and isinstance(one.target().phase, Ready):
                 current.add_metric((one.model,), 1)
         yield current
+        seen = GaugeMetricFamily(
+            "vllm_chill_backend_up",
+            "1 while the backend tells how the target is, 0 while it does not: mostly the API server.",
+            labels=("target",),
+        )
+        for ref, one in self.followed.items():
+            if one.sees is not None:
+                seen.add_metric((str(ref),), one.sees())
+        yield seen
 
 
 def _idle_seconds(target: Target, now: float) -> float:
@@ -114,6 +124,12 @@ class Metrics:
             "Time from the wish for a replica to the target's being ready.",
             ("target",),
             buckets=WAKE_BUCKETS,
+            registry=registry,
+        )
+        self.wake_failures = Counter(
+            "vllm_chill_wake_failures_total",
+            "Wakes that failed: the target would not have become ready by waiting.",
+            ("target",),
             registry=registry,
         )
         self.cold_start_phases = Histogram(
@@ -197,11 +213,22 @@ class Metrics:
         self.gpu_seconds = GpuSeconds()
         registry.register(self.gpu_seconds)
 
-    def follow(self, target: Callable[[], Target], now: Callable[[], float], model: str | None = None) -> None:
-        """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue."""
+    def follow(
+        self,
+        target: Callable[[], Target],
+        now: Callable[[], float],
+        model: str | None = None,
+        sees: Callable[[], bool] | None = None,
+    ) -> None:
+        """Expose the state of a target; `now` is on the clock of its phases, `model` its name in the catalogue, and
+        `sees` whether its backend tells how it is.
+
+        What counts is there from the beginning, at 0: a Prometheus takes no first sample for an increase.
+        """
         ref = target().ref
-        self._gauges.followed[ref] = _Followed(target, now, model)
-        self.replica_ejections.labels(str(ref))
+        self._gauges.followed[ref] = _Followed(target, now, model, sees)
+        for counted in (self.replica_ejections, self.wake_failures, self.wake_duration, self.hold_duration):
+            counted.labels(str(ref))
         for direction in ("up", "down"):
             for outcome in ("success", "failure"):
                 self.scale_operations.labels(str(ref), direction, outcome)
@@ -219,6 +246,7 @@ class Metrics:
         self.replicas.forget(ref)
         for metric in (
             self.wake_duration,
+            self.wake_failures,
             self.hold_duration,
             self.scale_operations,
             self.cold_start_phases,

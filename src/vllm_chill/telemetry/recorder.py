@@ -32,11 +32,13 @@ class TargetRecorder:
         self._log = structlog.get_logger("vllm_chill.target")
 
     def changed(self, before: Target, after: Target, now: float) -> None:
-        """Log the new phase with its reason; a wake that succeeded is measured."""
+        """Log the new phase with its reason; a wake that succeeded is measured, one that failed is counted."""
         fields: dict[str, Any] = {"target": str(after.ref), "waiting": after.waiting, "in_flight": after.in_flight}
         if isinstance(before.phase, Waking) and isinstance(after.phase, Ready):
             fields["after_seconds"] = round(now - before.phase.since, 3)
             self._metrics.wake_duration.labels(self._target).observe(now - before.phase.since)
+        if isinstance(after.phase, Failed) and not isinstance(before.phase, Failed):
+            self._metrics.wake_failures.labels(self._target).inc()
         level = self._log.error if isinstance(after.phase, Failed) else self._log.info
         level(_event(before.phase, after.phase), **fields, **_why(before.phase, after.phase, after.held_back))
 
