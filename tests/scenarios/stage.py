@@ -23,10 +23,12 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.control.lease import Bounds
+from vllm_chill.control.output_glance import OutputGlance
 from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
+from vllm_chill.ports import EngineOutput
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.client_limits import ClientLimits
@@ -144,9 +146,10 @@ async def stage(
     upstream_tls: ssl.SSLContext | None = None,
     apart: bool = False,
     limits: ClientLimits = DEFAULT_LIMITS,
+    output: EngineOutput | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
-    command a start runs, and `apart` whether /proxy/ is at a port of its own.
+    command a start runs, `apart` whether /proxy/ is at a port of its own, and `output` what the engine writes.
     """
     hits: list[str] = []
 
@@ -179,7 +182,8 @@ async def stage(
         options = ProxyOptions(terms or HoldOptions(hold), replay_bytes, RelayTimeouts(2.0, response))
         budget = Budget(options.hold.body_budget)
         desk = hold_desk(controller, options.hold, budget, starts, knowledge)
-        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity))
+        glance = None if output is None else OutputGlance(output)
+        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity, output=glance))
         rewrite = None if rewrite_for is None else lambda request, body, _: rewrite_for(request, body)
         handler = ProxyHandler(directory, pool, metrics, options, rewrite)
         routes = Routes(parse_wake_paths(wake_paths))

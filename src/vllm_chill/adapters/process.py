@@ -19,6 +19,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from vllm_chill.adapters.guarded_command import End, Exited, GuardedCommand, Killed, NotExecuted, Unguarded
+from vllm_chill.adapters.mask import Mask
+from vllm_chill.adapters.output_log import OutputLog
+from vllm_chill.core.engine_output import Line
 from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable, SettingError
 from vllm_chill.ports import Observer
@@ -60,11 +63,14 @@ class Command:
 class ProcessBackend:
     """One command that starts and ends as told. Invariant: what `watch` told last is `self.seen`.
 
-    Each line of the command's output goes to `take_line`, which returns at once and never raises. The command
-    outlives a `watch`, but not the proxy: `close`, or the end of `async with`, ends it.
+    Each line of the command's output goes to `take_line`, which returns at once and never raises, and `output` keeps
+    the newest of them; what `mask` hides is in neither. The command outlives a `watch`, but not the proxy: `close`, or
+    the end of `async with`, ends it.
     """
 
-    def __init__(self, command: Command, take_line: Callable[[str], None]) -> None:
+    def __init__(self, command: Command, take_line: Callable[[str], None], mask: Mask | None = None) -> None:
+        self.output = OutputLog()
+        self._mask = mask
         self.seen = Observation(0, 0)
         self._command = command
         self._take_line = take_line
@@ -124,24 +130,29 @@ class ProcessBackend:
         while self.seen.replicas:
             # A new one for each run: what ended the run before must not end this one.
             unwanted = self._unwanted = asyncio.get_running_loop().create_future()
+            name = f"run-{next(self._runs)}"
             try:
-                run, endpoint = self._start()
+                run, endpoint = self._start(name)
             except BackendRefused as refused:
                 self._tell(Observation(0, 0, failure=refused.message))
                 continue
             async with run:
-                replica = Replica(f"run-{next(self._runs)}", endpoint, ready=False, progress=_STARTING)
+                replica = Replica(name, endpoint, ready=False, progress=_STARTING)
                 self._tell(Observation(1, 1, members=(replica,), progress=_STARTING))
                 await self._see_through(run, unwanted)
             if self.seen.live:
                 # A failure is told once: told again after the next wake has begun, it would be taken for that one's.
                 self._tell(replace(self.seen, live=0, failure=None))
 
-    def _start(self) -> tuple[GuardedCommand, Endpoint]:
+    def _start(self, name: str) -> tuple[GuardedCommand, Endpoint]:
+        def take(line: str) -> None:
+            self._take_line(line)
+            self.output.wrote(Line(name, line))
+
         endpoint = Endpoint(self._command.host, _free_port(self._command))
         argv = self._command.listening_on(endpoint.port)
         try:
-            return GuardedCommand(argv, self._take_line, self._command.environment), endpoint
+            return GuardedCommand(argv, take, self._command.environment, self._mask), endpoint
         except OSError as error:
             raise BackendRefused(f"the command could not be started: {error.strerror}") from error
 

@@ -83,6 +83,8 @@ class TargetStatus(Struct, frozen=True, kw_only=True):
     """The cold start under way."""
     last_start: PastStartStatus | None = None
     """The newest one that is over, since this proxy began."""
+    output: list[str] | None = None
+    """The last lines that the engine wrote, at most ten, while it starts and after it has failed."""
 
 
 class PeersStatus(Struct, frozen=True, kw_only=True):
@@ -123,9 +125,10 @@ def target_status(
     entry: ModelEntry | None = None,
     waits_for: Sequence[str] = (),
     decision: Decision | None = None,
+    output: list[str] | None = None,
 ) -> TargetStatus:
-    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one, and
-    `decision` the last one on its number of replicas.
+    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one,
+    `decision` the last one on its number of replicas, and `output` the last lines of its engine.
     """
     phase, seen = target.phase, target.observed
     unused = isinstance(phase, Ready) and not target.waiting and not target.in_flight
@@ -150,6 +153,7 @@ def target_status(
         cause=_cause(target),
         start=None if starts.current is None else _start(starts.current, starts.eta(now), now),
         last_start=None if starts.last is None else _past_start(starts.last, now),
+        output=output,
     )
 
 

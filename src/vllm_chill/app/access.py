@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from vllm_chill.adapters.engine_access import EngineAccess
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.core.access import Operators, Readers
 from vllm_chill.core.keys import Keys
 from vllm_chill.errors import SettingError
@@ -30,7 +31,7 @@ LOOK_SECONDS = 1.0
 class Access:
     """What the settings say of keys, rights and TLS. Raises SettingError for files that cannot be used.
 
-    `engines` is how engines are spoken to; `tls` how clients are, None for plain HTTP.
+    `engines` is how engines are spoken to; `tls` how clients are, None for plain HTTP. `mask` hides the engines' key.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -38,6 +39,7 @@ class Access:
         self._files: list[Any] = []
         self.gate: Gate | None = None
         self.engines = EngineAccess()
+        self.mask = Mask()
         self.tls = _listening_tls(settings)
         if settings.upstream_tls == "on":
             self.engines.tls = _engines_tls(settings.upstream_ca_file)
@@ -58,6 +60,7 @@ class Access:
 
     def _use_upstream_key(self, authorization: bytes) -> None:
         self.engines.authorization = authorization
+        self.mask.add(authorization.removeprefix(b"Bearer ").decode("latin-1"))
 
     def doorkeeper(self, authorizer: Callable[[], Authorizer | None]) -> Doorkeeper | None:
         """Who lets requests in; None if nobody is to be asked for anything. `authorizer` is that of the cluster."""

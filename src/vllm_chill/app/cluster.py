@@ -25,6 +25,7 @@ from vllm_chill.adapters.kubernetes.rights import (
     rights_of_policies,
 )
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
@@ -43,17 +44,20 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def open_cluster(plan: Plan) -> AsyncIterator[Cluster]:
-    """A connection to the API server that the plan names. Raises SettingError."""
+async def open_cluster(plan: Plan, mask: Mask) -> AsyncIterator[Cluster]:
+    """A connection to the API server that the plan names; what `mask` hides is not seen of what pods write. Raises
+    SettingError.
+    """
     async with connect(plan.settings.kubeconfig) as api:
-        yield Cluster(plan, api)
+        yield Cluster(plan, api, mask)
 
 
 class Cluster:
     """The cluster as app.world.Ground."""
 
-    def __init__(self, plan: Plan, api: ApiClient) -> None:
+    def __init__(self, plan: Plan, api: ApiClient, mask: Mask) -> None:
         self._plan = plan
+        self._mask = mask
         self._api = api
         self.peering = _peering(plan, api) if plan.settings.leader_elect == "on" else None
 
@@ -62,10 +66,13 @@ class Cluster:
         own = Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
         service = endpoint_of_settings(self._plan) if entry is None and ref == self._plan.ref else own
         backend = KubernetesBackend(
-            self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
+            self._api,
+            service,
+            unschedulable_seconds=settings.unschedulable_after.total_seconds(),
+            mask=self._mask,
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
-        return World(backend, history, lambda: backend.served(ref), _nothing)
+        return World(backend, history, lambda: backend.served(ref), _nothing, backend.output(ref))
 
     def authorizer(self) -> Authorizer:
         return KubernetesReviews(self._api)

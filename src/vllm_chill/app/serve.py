@@ -127,9 +127,9 @@ async def serve(
         )
     stopped = _signals()
     async with contextlib.AsyncExitStack() as stack:
-        ground = await stack.enter_async_context(open_ground(plan))
-        metrics = Metrics(CollectorRegistry(), VERSION)
         access = Access(settings)
+        ground = await stack.enter_async_context(open_ground(plan, access.mask))
+        metrics = Metrics(CollectorRegistry(), VERSION)
         await stack.enter_async_context(running(access.follow()))
         if (peering := ground.peering) is not None:
             metrics.follow_peers(lambda: peering.leads, lambda: len(peering.others))

@@ -19,6 +19,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
+from vllm_chill.control.output_glance import OutputGlance
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
 from vllm_chill.core.call import Call
 from vllm_chill.core.lifecycle import desired_replicas
@@ -181,7 +182,8 @@ class TargetMaker:
 
         model = None if target.entry is None else target.entry.name
         self._metrics.follow(lambda: controller.target, controller.now, model)
-        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity)
+        output = None if world.output is None else OutputGlance(world.output)
+        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity, output)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
         if self._fleet is not None:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.app.plan import Plan
 from vllm_chill.control.autoscaler import Autoscalers
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import Served
 from vllm_chill.core.catalogue import ModelEntry
+from vllm_chill.core.engine_output import secrets_of
 from vllm_chill.core.target import Endpoint, TargetRef
-from vllm_chill.ports import Authorizer, CatalogueObserver, ClusterBackend, StartHistory
+from vllm_chill.ports import Authorizer, CatalogueObserver, ClusterBackend, EngineOutput, StartHistory
 from vllm_chill.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -41,13 +43,14 @@ class ModelsObserver(CatalogueObserver, Protocol):
 class World:
     """What one target runs on: its backend, where it keeps what starts take, if anywhere, and what a start runs.
 
-    `close` ends what the backend has begun.
+    `close` ends what the backend has begun. `output` is what the engine writes, None where nothing tells that.
     """
 
     backend: ClusterBackend
     history: StartHistory | None
     served: Served
     close: Callable[[], Awaitable[None]]
+    output: EngineOutput | None = None
 
 
 class Ground(Protocol):
@@ -71,15 +74,15 @@ class Ground(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_ground(plan: Plan) -> AsyncIterator[Ground]:
-    """Where the plan has targets run. Raises SettingError."""
+async def open_ground(plan: Plan, mask: Mask) -> AsyncIterator[Ground]:
+    """Where the plan has targets run; what `mask` hides is not seen of what engines write. Raises SettingError."""
     if plan.settings.backend == "process":
-        yield _ThisMachine(plan)
+        yield _ThisMachine(plan, mask)
         return
     # Imported when it is used: the client's models are a third of the proxy's memory.
     from vllm_chill.app.cluster import open_cluster
 
-    async with open_cluster(plan) as cluster:
+    async with open_cluster(plan, mask) as cluster:
         yield cluster
 
 
@@ -88,8 +91,9 @@ class _ThisMachine:
 
     peering = None
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, mask: Mask) -> None:
         self._plan = plan
+        self._mask = mask
         self._models: dict[str, FileModel] = {}
         if plan.catalogue is not None:
             from vllm_chill.adapters.models_file import read_models
@@ -120,8 +124,8 @@ class _ThisMachine:
             stop_seconds=settings.stop_timeout.total_seconds(),
             environment=environment,
         )
-        process = ProcessBackend(command, log.info)
-        return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close)
+        process = ProcessBackend(command, log.info, Mask(*secrets_of(argv, environment), besides=self._mask))
+        return World(process, _state_file(self._plan, argv), lambda: (argv, ""), process.close, process.output)
 
     def authorizer(self) -> Authorizer | None:
         return None

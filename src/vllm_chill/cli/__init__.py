@@ -36,6 +36,7 @@ _COMMANDS = {
     "switch": "models:switch",
     "wake": "models:wake",
     "sleep": "models:sleep",
+    "logs": "logs:logs",
     "decide": "decide:decide_command",
     "scaling": "scaling:scaling",
     "explain": "explain:explain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -62,13 +62,34 @@ class Proxy:
         """What it answers to a DELETE. Raises AskFailed."""
         return self._ask("DELETE", path, None, shape, _TIMEOUT_SECONDS)
 
+    def lines(self, path: str) -> Iterator[str]:
+        """The lines of what it answers to a GET, as they come, however long that takes. Raises AskFailed."""
+        connection = self._kind(self._host, self._port, timeout=_TIMEOUT_SECONDS)
+        try:
+            connection.connect()
+            socket = connection.sock  # which it lets go of where the answer ends with the connection
+            connection.request("GET", self._prefix + path, headers=_own_headers())
+            response = connection.getresponse()
+            if response.status >= 400:
+                message = _message(response.status, response.read())
+                raise AskFailed(message) if message is not None else self._failed(f"it answers {response.status}")
+            if not (response.getheader("Content-Type") or "").startswith("text/plain"):
+                raise self._failed("it does not answer as vllm-chill does")
+            socket.settimeout(None)
+            while line := response.readline():
+                yield line.decode(errors="replace").rstrip("\n")
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(str(error) or type(error).__name__) from None
+        except ValueError:  # of the library's, which would say what is in the header
+            raise SettingError(f"{_KEY} has characters that no key has") from None
+        finally:
+            connection.close()
+
     def _ask(
         self, method: str, path: str, body: Mapping[str, object] | None, shape: type[Shape], seconds: float | None
     ) -> Shape:
         connection = self._kind(self._host, self._port, timeout=seconds)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        if key := os.environ.get(_KEY, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
+        headers = _own_headers() | ({} if body is None else {"Content-Type": "application/json"})
         try:
             connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers=headers)
             response = connection.getresponse()
@@ -79,8 +100,8 @@ class Proxy:
             raise SettingError(f"{_KEY} has characters that no key has") from None
         finally:
             connection.close()
-        if response.status >= 400 and (message := _message(text)) is not None:
-            raise AskFailed(f"{message} ({_KEY} is sent as one)" if response.status == _UNAUTHENTICATED else message)
+        if response.status >= 400 and (message := _message(response.status, text)) is not None:
+            raise AskFailed(message)
         try:
             return msgspec.json.decode(text, type=shape)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -94,10 +115,17 @@ def _no_url(url: str) -> SettingError:
     return SettingError(f'--url: "{url}" is not accepted; give a URL such as {_DEFAULT}')
 
 
-def _message(text: bytes) -> str | None:
+def _own_headers() -> dict[str, str]:
+    key = os.environ.get(_KEY, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _message(status: int, text: bytes) -> str | None:
     """What the proxy says went wrong, if it is the proxy that says so."""
     try:
         message = json.loads(text)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         return None
-    return message if isinstance(message, str) else None
+    if not isinstance(message, str):
+        return None
+    return f"{message} ({_KEY} is sent as one)" if status == _UNAUTHENTICATED else message

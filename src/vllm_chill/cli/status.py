@@ -12,6 +12,7 @@ from msgspec import to_builtins
 from vllm_chill.api.status import PastStartStatus, PeersStatus, ProxyStatus, StartStatus, TargetStatus
 from vllm_chill.cli.asking import Proxy, url_option
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
+from vllm_chill.core.engine_output import cleaned
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Stage
 
@@ -71,6 +72,7 @@ def describe(target: TargetStatus) -> str:
         ("cause", target.cause),
         ("waits for", ", ".join(target.waits_for) or None),
         ("start", None if target.start is None else _start(target.start)),
+        ("output", f"\n{'':<10} ".join(map(cleaned, target.output)) if target.output else None),
         ("waiting", str(target.waiting)),
         ("in flight", str(target.in_flight)),
         ("idle for", words_of(target.idle_seconds)),

@@ -19,6 +19,7 @@ from vllm_chill.errors import MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
+from vllm_chill.web.engine_logs import EngineLogs
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
 from vllm_chill.web.scaled import Scaler
@@ -85,6 +86,7 @@ class AdminApi:
             Route.PROXY_SCALING_POLICIES: lambda request: self._scaling.policies(request),
             Route.PROXY_SCALING_POLICY: lambda request: self._scaling.policy(request),
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
+            Route.PROXY_LOGS: EngineLogs(directory, draining).tell,
             Route.PROXY_OPENAPI: self._describe,
         }
 
