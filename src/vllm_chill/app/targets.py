@@ -125,10 +125,13 @@ def _wall() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A target that is served while `run` runs; that ends what it runs on when it is cancelled."""
+    """A target that is served while `run` runs; that ends what it runs on when it is cancelled. `take` has it be served
+    by another plan from now on, of the same target.
+    """
 
     served: Served
     run: Callable[[], Coroutine[Any, Any, None]]
+    take: Callable[[TargetPlan], None]
 
 
 class TargetMaker:
@@ -156,6 +159,10 @@ class TargetMaker:
         self._fleet = fleet
         self._peering = peering
         self._prober = Prober(pool)
+
+    def take(self, plan: Plan) -> None:
+        """Make by this plan from now on."""
+        self._plan = plan
 
     def make(self, target: TargetPlan, world: World) -> Made:
         """What serves this target on that world."""
@@ -207,7 +214,12 @@ class TargetMaker:
                 if model is not None:
                     self._metrics.forget(target.ref)
 
-        return Made(served, run)
+        def take(plan: TargetPlan) -> None:
+            autoscaler.rebase(plan.limits)
+            controller.bounds = plan.bounds
+            desk.options = plan.hold
+
+        return Made(served, run, take)
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
         answer = await self._prober.ask(endpoint, self._plan.settings.health_path, TIMEOUT_SECONDS)
