@@ -65,14 +65,14 @@ class ProcessBackend:
 
     Each line of the command's output goes to `take_line`, which returns at once and never raises, and `output` keeps
     the newest of them; what `mask` hides is in neither. The command outlives a `watch`, but not the proxy: `close`, or
-    the end of `async with`, ends it.
+    the end of `async with`, ends it. `command` is what the next run is of, and may be replaced.
     """
 
     def __init__(self, command: Command, take_line: Callable[[str], None], mask: Mask | None = None) -> None:
         self.output = OutputLog()
         self._mask = mask
         self.seen = Observation(0, 0)
-        self._command = command
+        self.command = command
         self._take_line = take_line
         self._observer: Observer | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -149,10 +149,10 @@ class ProcessBackend:
             self._take_line(line)
             self.output.wrote(Line(name, line))
 
-        endpoint = Endpoint(self._command.host, _free_port(self._command))
-        argv = self._command.listening_on(endpoint.port)
+        endpoint = Endpoint(self.command.host, _free_port(self.command))
+        argv = self.command.listening_on(endpoint.port)
         try:
-            return GuardedCommand(argv, take, self._command.environment, self._mask), endpoint
+            return GuardedCommand(argv, take, self.command.environment, self._mask), endpoint
         except OSError as error:
             raise BackendRefused(f"the command could not be started: {error.strerror}") from error
 
@@ -161,10 +161,10 @@ class ProcessBackend:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if unwanted.done():
             run.terminate()
-            await asyncio.wait({run.gone}, timeout=self._command.stop_seconds)
+            await asyncio.wait({run.gone}, timeout=self.command.stop_seconds)
         else:
             end = run.ended.result()
-            failure = _why_ended(end, self._command, run.output.text())
+            failure = _why_ended(end, self.command, run.output.text())
             # Told before all of it is gone, for the endpoint serves nobody any more.
             live = 0 if run.gone.done() or isinstance(end, NotExecuted) else 1
             self._tell(Observation(0, live, failure=failure))

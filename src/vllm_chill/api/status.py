@@ -102,6 +102,17 @@ class PeersStatus(Struct, frozen=True, kw_only=True):
     """Why it cannot tell them of its callers, so that it puts nothing to sleep."""
 
 
+class ConfigurationStatus(Struct, frozen=True, kw_only=True):
+    """What a running proxy was last asked to do."""
+
+    loaded: str
+    """When what is in force was read."""
+    error: str | None = None
+    """What is wrong with what was read since, so that what was before holds on."""
+    needs_restart: list[str] = []
+    """The settings that have changed since, and count after a restart."""
+
+
 class ProxyStatus(Struct, frozen=True, kw_only=True):
     """The whole answer."""
 
@@ -114,6 +125,8 @@ class ProxyStatus(Struct, frozen=True, kw_only=True):
     """Why the catalogue is not known."""
     peers: PeersStatus | None = None
     """The other proxies; none with --leader-elect off, and without a cluster."""
+    configuration: ConfigurationStatus | None = None
+    """Since when its settings are in force, and whether those that are there by now could be taken."""
     targets: list[TargetStatus]
 
 

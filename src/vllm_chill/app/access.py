@@ -37,10 +37,11 @@ class Access:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._files: list[Any] = []
+        self._certificates: list[Callable[[], None]] = []
         self.gate: Gate | None = None
         self.engines = EngineAccess()
         self.mask = Mask()
-        self.tls = _listening_tls(settings)
+        self.tls = _listening_tls(settings, self._certificates.append)
         if settings.upstream_tls == "on":
             self.engines.tls = _engines_tls(settings.upstream_ca_file)
             self.engines.server_name = settings.upstream_server_name
@@ -82,6 +83,13 @@ class Access:
         """Which pages of other origins may ask; None leaves that to the engine."""
         return Cors(parse_origins(self._settings.cors_origins)) if self._settings.cors_origins else None
 
+    def read_anew(self) -> None:
+        """Use what is in the files now, whether they have changed or not."""
+        for file in self._files:
+            file.read_anew()
+        for read in self._certificates:
+            read()
+
     async def follow(self) -> None:
         """Keep to what is in the files, until cancelled."""
         while self._files:
@@ -90,12 +98,12 @@ class Access:
                 file.look()
 
 
-def _listening_tls(settings: Settings) -> ssl.SSLContext | None:
+def _listening_tls(settings: Settings, follow: Callable[[Callable[[], None]], None]) -> ssl.SSLContext | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     from vllm_chill.adapters.serving_certificate import from_files
 
-    return from_files(Path(settings.tls_cert), Path(settings.tls_key))
+    return from_files(Path(settings.tls_cert), Path(settings.tls_key), follow)
 
 
 def _engines_tls(authority: str | None) -> ssl.SSLContext:

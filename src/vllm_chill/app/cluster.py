@@ -77,6 +77,9 @@ class Cluster:
     def authorizer(self) -> Authorizer:
         return KubernetesReviews(self._api)
 
+    def read_anew(self) -> None:
+        """Models are objects here, which are watched."""
+
     async def tell_models(self, observer: ModelsObserver) -> None:
         # What reads objects is imported by who has them: it is a twentieth of the proxy's memory.
         from vllm_chill.api.workload import WorkloadDefaults

@@ -45,6 +45,10 @@ def tell(answer: ProxyStatus) -> str:
         paragraphs.append(f"Requests that name no model get {answer.default_model}.")
     if answer.peers is not None and (sentence := _peers(answer.peers)) is not None:
         paragraphs.append(sentence)
+    if answer.configuration is not None and answer.configuration.error is not None:
+        paragraphs.append(f"The configuration before holds on: {cleaned(answer.configuration.error).rstrip('.')}.")
+    if answer.configuration is not None and (names := answer.configuration.needs_restart):
+        paragraphs.append(f"What has changed of {', '.join(names)} counts after a restart.")
     if answer.draining:
         paragraphs.append("This proxy is shutting down.")
     return ("\n\n" if len(answer.targets) > 1 else "\n").join(paragraphs)

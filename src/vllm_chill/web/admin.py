@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from msgspec import to_builtins
 
 from vllm_chill.api.choice import OperationAsked, OperationDone
-from vllm_chill.api.status import PeersStatus, ProxyStatus, TargetStatus
+from vllm_chill.api.status import ConfigurationStatus, PeersStatus, ProxyStatus, TargetStatus
 from vllm_chill.api.version import Build
 from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Routes
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
@@ -55,12 +55,14 @@ class AdminApi:
         scalers: Mapping[str, Scaler] = NO_SCALERS,
         override_ttl_seconds: float = 3600.0,
         peers: Callable[[], PeersStatus | None] = lambda: None,
+        configuration: Callable[[], ConfigurationStatus | None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
         self._build = build
         self._draining = draining
         self._peers = peers
+        self._configuration = configuration
         self._switching = switching
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
@@ -137,6 +139,7 @@ class AdminApi:
             default_model=None if default is None else name_of(self._directory, default),
             trouble=self._directory.unread,
             peers=self._peers(),
+            configuration=self._configuration(),
             targets=[self._status_of(served) for served in self._directory],
         )
         return web.json_response(to_builtins(status))
