@@ -19,7 +19,6 @@ from vllm_chill.errors import MethodNotAllowed, NotFound, StopFailed
 from vllm_chill.proxy.served import Directory, Served
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web import asked
-from vllm_chill.web.engine_logs import EngineLogs
 from vllm_chill.web.gpu_stats import GpuStatsPage
 from vllm_chill.web.models_api import ModelsApi, Switching
 from vllm_chill.web.scaled import Scaler
@@ -28,6 +27,7 @@ from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
 
 if TYPE_CHECKING:
+    from vllm_chill.web.engine_logs import EngineLogs
     from vllm_chill.web.scaling_api import ScalingApi
 
 NO_SCALERS: Mapping[str, Scaler] = MappingProxyType({})
@@ -88,7 +88,7 @@ class AdminApi:
             Route.PROXY_SCALING_POLICIES: lambda request: self._scaling.policies(request),
             Route.PROXY_SCALING_POLICY: lambda request: self._scaling.policy(request),
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
-            Route.PROXY_LOGS: EngineLogs(directory, draining).tell,
+            Route.PROXY_LOGS: lambda request: self._logs.tell(request),
             Route.PROXY_OPENAPI: self._describe,
         }
 
@@ -195,6 +195,12 @@ class AdminApi:
         waits_for = () if self._switching is None or served.entry is None else self._switching.waits_for(served.name)
         scaler = self._scalers.get(served.name)
         return status_of(served, waits_for, None if scaler is None else scaler.decision)
+
+    @cached_property
+    def _logs(self) -> EngineLogs:
+        from vllm_chill.web.engine_logs import EngineLogs  # what nobody asks for costs no start
+
+        return EngineLogs(self._directory, self._draining)
 
     @cached_property
     def _scaling(self) -> ScalingApi:

@@ -293,6 +293,17 @@ class TestPodOutput(OutputContract):
             await told.until(lambda: told.texts == ["x"])
             assert len(told.losses) == 1
 
+    async def test_a_run_before_that_cannot_be_read_at_once_is_read_later(self, world: KubernetesWorld) -> None:
+        replica = await world.start()
+        await world.write(b"first\n")
+        await world.kubelet.begin(replica)
+        await world.put(pod(replica, container(restarts=1)))
+        world.kubelet.refusals = [(502, status(502, "the node is away", "Bad Gateway"))]
+        async with followed(world.output) as told:
+            await world.write(b"second\n")
+            await told.until(lambda: told.texts == ["first", "second"])
+            assert len(told.losses) == 1
+
     async def test_nothing_is_asked_for_that_nobody_reads(self, world: KubernetesWorld) -> None:
         await world.start()
         async with followed(world.output) as told:

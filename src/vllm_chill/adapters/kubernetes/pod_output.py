@@ -8,6 +8,7 @@ that was started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ _READ_BYTES = 8 << 20
 _AT_A_TIME = 4
 _MOST_LINES = 5000
 _AGAIN_SECONDS = 1.0
+_VIEW_SECONDS = 30.0
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|[+-]\d\d:\d\d) ?(.*)", re.DOTALL)
 
 Moment = tuple[str, str]
@@ -122,7 +124,9 @@ class PodOutput:
 
     async def _moved(self) -> None:
         view = self._view()
-        await (asyncio.sleep(self._again_seconds) if view is None else view.moved())
+        with contextlib.suppress(TimeoutError):  # of a view that has ended nothing moves any more
+            async with asyncio.timeout(self._again_seconds if view is None else _VIEW_SECONDS):
+                await (asyncio.get_running_loop().create_future() if view is None else view.moved())
 
     def _crashed(self, lines: int, replica: str | None) -> list[Line]:
         """What the last crash has left, where its pod is gone."""
@@ -163,10 +167,7 @@ class PodOutput:
     ) -> None:
         """Follow a run to its end. `told` is up to which moment each container's lines have been."""
         container = (run.pod, run.container)
-        if run.running and run.number and container not in told:
-            for line in await self._read_one(run, lines, RUN_BEFORE, previous=True):
-                observer.wrote(line)
-
+        wants_before = run.running and run.number > 0 and container not in told
         is_new = True
 
         def tell(text: str) -> None:
@@ -180,6 +181,10 @@ class PodOutput:
 
         while True:
             try:
+                if wants_before:
+                    for line in await self._read_one(run, lines, RUN_BEFORE, previous=True):
+                        observer.wrote(line)
+                    wants_before = False
                 await self._stream(run, lines, told.get(container), tell)
             except BackendUnavailable as error:
                 observer.lost(error.message)
