@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import namedtuple
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 import structlog
 
 from vllm_chill.app.plan import Plan
-from vllm_chill.app.reload import Reloads
+from vllm_chill.app.reload import Reloads, reread
+from vllm_chill.errors import SettingError
 from vllm_chill.settings.parts import env_of
-from vllm_chill.settings.plain import RELOADABLE, handed, taken
+from vllm_chill.settings.plain import RELOADABLE, handed, names_of, taken
 from vllm_chill.settings.serve import Settings, load_settings
 
 COMMAND = ("vllm", "--port", "{port}")
@@ -162,6 +166,38 @@ async def test_the_links_of_a_mounted_config_map_are_followed(tmp_path: Path) ->
     assert stage.plans[0].limits.idle_seconds == 120
     running.cancel()
     await asyncio.wait([running])
+
+
+async def test_settings_of_another_version_are_not_taken(tmp_path: Path) -> None:
+    async with staged(tmp_path, "idle-timeout: 1m") as stage:
+        values = {name: getattr(stage.reloads.plan.settings, name) for name in names_of(stage.reloads.plan.settings)}
+        del values["port"]
+
+        async def read() -> Settings:
+            stage.reads += 1
+            return cast("Settings", namedtuple("Settings", values)(**values))  # noqa: PYI024
+
+        stage.reloads._read = read
+        await stage.replaced("idle-timeout: 2m")
+        assert "another version of vllm-chill is installed" in (stage.reloads.status.error or "")
+        assert not stage.plans
+
+
+async def test_what_the_process_says_that_reads_them_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "chill.yaml"
+    file.write_text("max-waiting: 7")
+    argv = ("serve", "--config-file", str(file), "--idle-timeout", "7m", "--", "x")
+    settings = await reread(argv)
+    assert (settings.max_waiting, settings.idle_timeout) == (7, timedelta(minutes=7))
+    file.write_text("max-waiting: 7\nidle: 1")
+    with pytest.raises(SettingError) as caught:
+        await reread(argv)
+    assert caught.value.message == (
+        f'--config-file {file}: line 2: "idle" is no setting; docs/configuration.md has those there are'
+    )
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(SettingError, match="no process could be started to read the settings: No such file"):
+        await reread(argv)
 
 
 async def test_who_asks_has_all_read_whether_it_has_changed_or_not(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0
 _READ_SECONDS = 60.0
 _MOST_LINES = 5
+_OTHER_VERSION = "another version of vllm-chill is installed by now, whose settings are others; restart the proxy"
 
 Reread = Callable[[], Awaitable["Settings"]]
 """What reads the settings as they are now. It raises SettingError."""
@@ -35,13 +36,16 @@ Reread = Callable[[], Awaitable["Settings"]]
 
 async def reread(argv: Sequence[str]) -> Settings:
     """The settings of `vllm-chill` with these arguments, as they are now. Raises SettingError."""
-    process = await asyncio.create_subprocess_exec(
-        # -P: a module of the folder that it was started in is not to be taken for one of ours.
-        *(sys.executable, "-P", "-m", "vllm_chill.cli.read", *argv),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            # -P: a module of the folder that it was started in is not to be taken for one of ours.
+            *(sys.executable, "-P", "-m", "vllm_chill.cli.read", *argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise SettingError(f"no process could be started to read the settings: {error.strerror}") from error
     try:
         async with asyncio.timeout(_READ_SECONDS):
             told, complaints = await process.communicate()
@@ -54,7 +58,10 @@ async def reread(argv: Sequence[str]) -> Settings:
     if process.returncode or not told:
         lines = [line.removeprefix("vllm-chill: ") for line in complaints.decode(errors="replace").splitlines()]
         raise SettingError("\n".join(lines[-_MOST_LINES:]) or "the process that reads the settings failed")
-    return taken(told)[0]
+    try:
+        return taken(told)[0]
+    except Exception as error:  # whatever another version's values raise here
+        raise SettingError(_OTHER_VERSION) from error
 
 
 def _now() -> datetime:
@@ -155,9 +162,9 @@ class Reloads:
     async def _reload(self) -> None:
         assert self._read is not None
         try:
-            settings = await self._read()
+            before, settings = self.plan.settings, await self._read()
+            _check_names(before, settings)
             Plan(settings, self.plan.command, self.plan.name)  # as a whole it is to be one that could be started with
-            before = self.plan.settings
             changed = differing(before, settings, names_of(before))
             values = {name: value for name, value in changed.items() if name in RELOADABLE}
             plan = replace(self.plan, settings=with_values(before, values))
@@ -180,6 +187,11 @@ class Reloads:
         if needs_restart and needs_restart != self._restart:
             self._log.warning("these settings have changed, and count after a restart", settings=list(needs_restart))
         self._restart = needs_restart
+
+
+def _check_names(before: Settings, after: Settings) -> None:
+    if names_of(before) != names_of(after):
+        raise SettingError(_OTHER_VERSION)
 
 
 def _name(setting: str) -> str:
