@@ -311,6 +311,30 @@ class NoGpuStats(AnswerableError):
     code = "no_gpu_stats"
 
 
+class NoLogs(AnswerableError):
+    """Nothing here tells what the engine writes."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "no_logs"
+
+
+class LogsUnavailable(AnswerableError):
+    """What the engine writes cannot be read now; the message has the reason."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "logs_unavailable"
+
+
+class TooManyFollowers(AnswerableError):
+    """As many follow the output of engines as may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_followers"
+
+
 class ServiceUnavailable(AnswerableError):
     """The target cannot serve now, and may later."""
 

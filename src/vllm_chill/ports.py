@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from vllm_chill.core.access import Access
 from vllm_chill.core.catalogue import ModelEntry
 from vllm_chill.core.election import Record, StoredLease
+from vllm_chill.core.engine_output import Line
 from vllm_chill.core.gpu import GpuReading
 from vllm_chill.core.objects import Collection, Json
 from vllm_chill.core.peers import Demands, Report
@@ -60,6 +61,36 @@ class Kinds(Protocol):
         """The kind. Raises BackendUnavailable (try again later), or BackendRefused: there is none, or it has no scale.
 
         What is refused now may be found later, once it is installed.
+        """
+
+
+class OutputObserver(Protocol):
+    """Whoever follows what engines write. Both calls return at once and never raise."""
+
+    def wrote(self, line: Line) -> None:
+        """Take the next line."""
+
+    def lost(self, cause: str) -> None:
+        """Take that nothing can be read at present, and why: a sentence without a full stop."""
+
+
+class EngineOutput(Protocol):
+    """What the engine of one target writes. `tests/adapters/output_contract.py` is the contract in full.
+
+    All calls may be cancelled at any await. `lines` is the most of each replica, and `replica` the name of the only one
+    that counts. Both read and follow raise ReplicaNotFound, BackendUnavailable (try again later) and BackendRefused (no
+    use).
+    """
+
+    def recent(self, lines: int) -> Sequence[Line] | None:
+        """The last lines, if they are at hand; None if somebody has to be asked for them."""
+
+    async def read(self, lines: int, replica: str | None = None) -> Sequence[Line]:
+        """The last lines, each replica's together; those of the last run that ended too."""
+
+    async def follow(self, lines: int, observer: OutputObserver, replica: str | None = None) -> None:
+        """Tell the observer the last lines, and each that is written from now on, until cancelled: also those of
+        replicas that come later.
         """
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.adapters.savings_file import SavingsFile
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import gpus_of_command, open_ground
@@ -32,7 +33,7 @@ def test_the_gpus_of_a_command(argv: tuple[str, ...], environment: Mapping[str, 
 
 async def file_of(folder: Path | str, *command: str, **flags: str) -> Path | None:
     plan = Plan(load_settings({"backend": "process", "state_dir": str(folder), **flags}), command)
-    async with open_ground(plan) as ground:
+    async with open_ground(plan, Mask()) as ground:
         store = ground.savings_store()
         assert store is None or isinstance(store, SavingsFile)
         return None if store is None else store.path

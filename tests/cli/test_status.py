@@ -23,6 +23,18 @@ def test_a_start_under_way_is_told_with_its_cause_and_the_time_left() -> None:
     ]
 
 
+def test_a_start_is_told_with_what_its_engine_wrote_last() -> None:
+    target = TargetStatus(target="process/vllm", phase="waking", waiting=1, in_flight=0, output=["one", "\x1b[2Jtwo"])
+    assert describe(target).splitlines() == [
+        "target     process/vllm",
+        "phase      waking",
+        "output     one",
+        "           two",
+        "waiting    1",
+        "in flight  0",
+    ]
+
+
 def test_without_history_a_start_has_no_time_left() -> None:
     start = StartStatus(stage="loading", elapsed_seconds=3)
     text = describe(TargetStatus(target="process/vllm", phase="waking", waiting=1, in_flight=0, start=start))

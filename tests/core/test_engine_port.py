@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_chill.core.engine_port import engine_port, metrics_port
+from vllm_chill.core.engine_port import engine_container, engine_port, metrics_port
 
 Json = dict[str, Any]
 
@@ -44,3 +44,18 @@ def test_metrics_are_had_at(annotation: str | None, ports: list[Json], port: int
     annotations = {} if annotation is None else {"prometheus.io/port": annotation}
     pod = {"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "c", "ports": ports}]}}
     assert metrics_port(pod) == port
+
+
+@pytest.mark.parametrize(
+    ("containers", "annotations", "name"),
+    [
+        pytest.param([{"name": "a"}, {"name": "b", "ports": [{"containerPort": 8000}]}], {}, "b", id="its port"),
+        pytest.param([{"name": "a"}, {"name": "b"}], {}, "a", id="the first"),
+        pytest.param([{"name": "a"}, {"name": "b"}], {"kubectl.kubernetes.io/default-container": "b"}, "b", id="said"),
+        pytest.param([{"name": "a"}], {"kubectl.kubernetes.io/default-container": "gone"}, "a", id="said wrongly"),
+        pytest.param([], {}, "", id="none"),
+    ],
+)
+def test_the_container_that_serves(containers: list[object], annotations: dict[str, str], name: str) -> None:
+    pod = {"metadata": {"annotations": annotations}, "spec": {"containers": containers}}
+    assert engine_container(pod, 80) == name

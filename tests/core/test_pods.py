@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_chill.core.pods import (
     ContainerFacts,
+    ContainerRun,
     PodFacts,
     PodPast,
     Unplaced,
@@ -17,6 +19,7 @@ from vllm_chill.core.pods import (
     is_ready,
     recalled,
     remembered,
+    run_of,
 )
 
 LOADING = PodFacts("vllm-1-a", containers=(ContainerFacts("vllm", running=True),))
@@ -126,3 +129,48 @@ def test_each_end_is_counted_once(history: list[list[PodFacts]]) -> None:
 )
 def test_a_crash_loop(container: ContainerFacts, loops: bool) -> None:
     assert is_crash_loop(container) is loops
+
+
+@pytest.mark.parametrize(
+    ("containers", "run"),
+    [
+        pytest.param([{"name": "vllm", "running": True}], ("vllm", 0, "", True), id="the engine that runs"),
+        pytest.param(
+            [{"name": "a", "running": True}, {"name": "vllm", "restarts": 2}], ("vllm", 2, "", False), id="or crashed"
+        ),
+        pytest.param(
+            [{"name": "get", "init": True, "running": True}, {"name": "vllm"}],
+            ("get", 0, "container get", True),
+            id="before it, an init container that runs",
+        ),
+        pytest.param(
+            [
+                {"name": "sidecar", "init": True, "running": True},
+                {"name": "get", "init": True, "running": True},
+                {"name": "vllm"},
+            ],
+            ("get", 0, "container get", True),
+            id="the last of those that run",
+        ),
+        pytest.param(
+            [
+                {"name": "get", "init": True, "restarts": 1, "exit_code": 1, "ended_at": "1"},
+                {"name": "done", "init": True, "exit_code": 0, "ended_at": "1"},
+                {"name": "vllm"},
+            ],
+            ("get", 1, "container get", False),
+            id="one that failed",
+        ),
+        pytest.param(
+            [{"name": "get", "init": True, "exit_code": 0, "ended_at": "1"}, {"name": "vllm"}],
+            ("get", 0, "container get", False),
+            id="one that is done",
+        ),
+        pytest.param([{"name": "get", "init": True}, {"name": "vllm"}], None, id="nothing yet"),
+    ],
+)
+def test_what_of_a_pod_is_read_to_know_how_it_is(
+    containers: list[dict[str, Any]], run: tuple[str, int, str, bool] | None
+) -> None:
+    pod = PodFacts("p", engine="vllm", containers=tuple(ContainerFacts(**container) for container in containers))
+    assert run_of(pod) == (None if run is None else ContainerRun("p", *run))

@@ -47,12 +47,15 @@ def test_all_that_may_end_a_hold_is_told() -> None:
     elsewhere |= {
         "stop_failed",
         "switch_failed",
+        "logs_unavailable",
         "no_catalogue",
         "no_gpu_stats",
+        "no_logs",
         "no_policy",
         "not_scaling",
         "replica_not_found",
         "request_not_held",
         "too_many_listeners",
+        "too_many_followers",
     }  # of the proxy's own routes
     assert set(STATUSES) - told == elsewhere

@@ -24,11 +24,13 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.control.lease import Bounds
+from vllm_chill.control.output_glance import OutputGlance
 from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
 from vllm_chill.core.target import Asleep, Endpoint, Limits, Phase, TargetRef
 from vllm_chill.errors import NotFound
+from vllm_chill.ports import EngineOutput
 from vllm_chill.proxy.affinity import Affinity
 from vllm_chill.proxy.body import RequestBody
 from vllm_chill.proxy.client_limits import ClientLimits
@@ -152,9 +154,11 @@ async def stage(
     apart: bool = False,
     limits: ClientLimits = DEFAULT_LIMITS,
     tracing: Tracing | None = None,
+    output: EngineOutput | None = None,
 ) -> AsyncIterator[Stage]:
     """A proxy that listens, with its target asleep or awake; `fast` says whether it has the fast lane, `served` what
-    command a start runs, `apart` whether /proxy/ is at a port of its own, and `tracing` what makes spans.
+    command a start runs, `apart` whether /proxy/ is at a port of its own, `tracing` what makes spans, and `output` what
+    the engine writes.
     """
     hits: list[str] = []
 
@@ -191,7 +195,9 @@ async def stage(
         wakes = None if tracing is None else tracing.wakes(ref, controller.now)
         if wakes is not None:
             starts.on_change = wakes.changed
-        directory = Directory(budget, Served(controller, desk, starts, knowledge, affinity=affinity, wakes=wakes))
+        glance = None if output is None else OutputGlance(output)
+        directed = Served(controller, desk, starts, knowledge, affinity=affinity, wakes=wakes, output=glance)
+        directory = Directory(budget, directed)
         rewrite = None if rewrite_for is None else lambda request, body, _: rewrite_for(request, body)
         routes = Routes(parse_wake_paths(wake_paths))
         handler = proxy_handler(tracing, routes, directory, pool, metrics, options, rewrite)

@@ -30,6 +30,29 @@ def state_if_there(path: Path) -> State | None:
         return None
 
 
+class Changes:
+    """The changes of a file that is not there for us alone. Invariant: `_used` is how it was when it was last used."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.expanduser()
+        self._used = self._before = state_if_there(self._path)
+
+    def settled(self) -> bool:
+        """Whether it is another one than was used last, and the same as at the look before: not while it is written. It
+        is then taken to be used.
+        """
+        state, before = state_if_there(self._path), self._before
+        self._before = state
+        if state in (None, self._used) or state != before:
+            return False
+        self._used = state
+        return True
+
+    def use(self) -> None:
+        """Take that it is used as it is now."""
+        self._used = self._before = state_if_there(self._path)
+
+
 class FollowedFile:
     """A file, called by the setting that names it. Invariant: `_seen` is how it was when it was last read."""
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from vllm_chill.adapters import process_guard
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.adapters.output_tail import OutputTail
 
 # The loop serves requests too: a burst of output holds it for a few milliseconds at most.
@@ -62,12 +63,16 @@ class GuardedCommand:
     """
 
     def __init__(
-        self, argv: Sequence[str], take_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        take_line: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+        mask: Mask | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[End] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        self.output = OutputTail(take_line)
+        self.output = OutputTail(take_line, mask)
         self._reports = b""
         self._command_pid: int | None = None
         # Not asyncio's subprocess: that kills with SIGKILL when it is closed early, and the guard must outlive us.

@@ -19,6 +19,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from vllm_chill.adapters.guarded_command import End, Exited, GuardedCommand, Killed, NotExecuted, Unguarded
+from vllm_chill.adapters.mask import Mask
+from vllm_chill.adapters.output_log import OutputLog
+from vllm_chill.core.engine_output import Line
 from vllm_chill.core.target import Endpoint, Observation, Progress, Replica, Stage, TargetRef
 from vllm_chill.errors import BackendRefused, BackendUnavailable, SettingError
 from vllm_chill.ports import Observer
@@ -60,13 +63,16 @@ class Command:
 class ProcessBackend:
     """One command that starts and ends as told. Invariant: what `watch` told last is `self.seen`.
 
-    Each line of the command's output goes to `take_line`, which returns at once and never raises. The command
-    outlives a `watch`, but not the proxy: `close`, or the end of `async with`, ends it.
+    Each line of the command's output goes to `take_line`, which returns at once and never raises, and `output` keeps
+    the newest of them; what `mask` hides is in neither. The command outlives a `watch`, but not the proxy: `close`, or
+    the end of `async with`, ends it. `command` is what the next run is of, and may be replaced.
     """
 
-    def __init__(self, command: Command, take_line: Callable[[str], None]) -> None:
+    def __init__(self, command: Command, take_line: Callable[[str], None], mask: Mask | None = None) -> None:
+        self.output = OutputLog()
+        self._mask = mask
         self.seen = Observation(0, 0)
-        self._command = command
+        self.command = command
         self._take_line = take_line
         self._observer: Observer | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -124,24 +130,29 @@ class ProcessBackend:
         while self.seen.replicas:
             # A new one for each run: what ended the run before must not end this one.
             unwanted = self._unwanted = asyncio.get_running_loop().create_future()
+            name = f"run-{next(self._runs)}"
             try:
-                run, endpoint = self._start()
+                run, endpoint = self._start(name)
             except BackendRefused as refused:
                 self._tell(Observation(0, 0, failure=refused.message))
                 continue
             async with run:
-                replica = Replica(f"run-{next(self._runs)}", endpoint, ready=False, progress=_STARTING)
+                replica = Replica(name, endpoint, ready=False, progress=_STARTING)
                 self._tell(Observation(1, 1, members=(replica,), progress=_STARTING))
                 await self._see_through(run, unwanted)
             if self.seen.live:
                 # A failure is told once: told again after the next wake has begun, it would be taken for that one's.
                 self._tell(replace(self.seen, live=0, failure=None))
 
-    def _start(self) -> tuple[GuardedCommand, Endpoint]:
-        endpoint = Endpoint(self._command.host, _free_port(self._command))
-        argv = self._command.listening_on(endpoint.port)
+    def _start(self, name: str) -> tuple[GuardedCommand, Endpoint]:
+        def take(line: str) -> None:
+            self._take_line(line)
+            self.output.wrote(Line(name, line))
+
+        endpoint = Endpoint(self.command.host, _free_port(self.command))
+        argv = self.command.listening_on(endpoint.port)
         try:
-            return GuardedCommand(argv, self._take_line, self._command.environment), endpoint
+            return GuardedCommand(argv, take, self.command.environment, self._mask), endpoint
         except OSError as error:
             raise BackendRefused(f"the command could not be started: {error.strerror}") from error
 
@@ -150,10 +161,10 @@ class ProcessBackend:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if unwanted.done():
             run.terminate()
-            await asyncio.wait({run.gone}, timeout=self._command.stop_seconds)
+            await asyncio.wait({run.gone}, timeout=self.command.stop_seconds)
         else:
             end = run.ended.result()
-            failure = _why_ended(end, self._command, run.output.text())
+            failure = _why_ended(end, self.command, run.output.text())
             # Told before all of it is gone, for the endpoint serves nobody any more.
             live = 0 if run.gone.done() or isinstance(end, NotExecuted) else 1
             self._tell(Observation(0, live, failure=failure))

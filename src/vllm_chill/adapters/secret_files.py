@@ -34,8 +34,11 @@ class SecretFile(Generic[_T]):
 
     def look(self) -> None:
         """Use what is in the file if it is another one than before."""
-        if not self._file.changed:
-            return
+        if self._file.changed:
+            self.read_anew()
+
+    def read_anew(self) -> None:
+        """Use what is in the file now, if it is any good."""
         try:
             self._read()
         except SettingError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ _VALID = datetime.timedelta(days=3650)
 """Longer than any process runs. Nobody verifies it, so nobody minds."""
 
 
-def from_files(certificate: Path, key: Path) -> ssl.SSLContext:
+def from_files(
+    certificate: Path, key: Path, follow: Callable[[Callable[[], None]], None] = lambda _: None
+) -> ssl.SSLContext:
     """A server's context with the certificate, and what it is signed with, that are in these files at a handshake.
+    `follow` is told what reads them anew, whether they have changed or not.
 
     Raises SettingError, a sentence, if they cannot be used now.
     """
-    return _Files(certificate, key).context
+    files = _Files(certificate, key)
+    follow(files.read_anew)
+    return files.context
 
 
 def self_signed(host: str) -> ssl.SSLContext:
@@ -91,11 +97,13 @@ class _Files:
         connection.context = self._current
 
     def _refresh(self) -> None:
+        if self._state() != self._seen:
+            self.read_anew()
+
+    def read_anew(self) -> None:
+        """Use what is in the files now, if it can be used."""
         log = structlog.get_logger("vllm_chill.certificate")
-        state = self._state()
-        if state == self._seen:
-            return
-        self._seen = state
+        self._seen = self._state()
         try:
             self._current = self._load()
         except (OSError, ValueError) as error:

@@ -83,6 +83,8 @@ class TargetStatus(Struct, frozen=True, kw_only=True):
     """The cold start under way."""
     last_start: PastStartStatus | None = None
     """The newest one that is over, since this proxy began."""
+    output: list[str] | None = None
+    """The last lines that the engine wrote, at most ten, while it starts and after it has failed."""
 
 
 class PeersStatus(Struct, frozen=True, kw_only=True):
@@ -100,6 +102,17 @@ class PeersStatus(Struct, frozen=True, kw_only=True):
     """Why it cannot tell them of its callers, so that it puts nothing to sleep."""
 
 
+class ConfigurationStatus(Struct, frozen=True, kw_only=True):
+    """What a running proxy was last asked to do."""
+
+    loaded: str
+    """When what is in force was read."""
+    error: str | None = None
+    """What is wrong with what was read since, so that what was before holds on."""
+    needs_restart: list[str] = []
+    """The settings that have changed since, and count after a restart."""
+
+
 class ProxyStatus(Struct, frozen=True, kw_only=True):
     """The whole answer."""
 
@@ -112,6 +125,8 @@ class ProxyStatus(Struct, frozen=True, kw_only=True):
     """Why the catalogue is not known."""
     peers: PeersStatus | None = None
     """The other proxies; none with --leader-elect off, and without a cluster."""
+    configuration: ConfigurationStatus | None = None
+    """Since when its settings are in force, and whether those that are there by now could be taken."""
     targets: list[TargetStatus]
 
 
@@ -123,9 +138,10 @@ def target_status(
     entry: ModelEntry | None = None,
     waits_for: Sequence[str] = (),
     decision: Decision | None = None,
+    output: list[str] | None = None,
 ) -> TargetStatus:
-    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one, and
-    `decision` the last one on its number of replicas.
+    """The status of a target and its starts at `now`; `entry` is its model in the catalogue, where there is one,
+    `decision` the last one on its number of replicas, and `output` the last lines of its engine.
     """
     phase, seen = target.phase, target.observed
     unused = isinstance(phase, Ready) and not target.waiting and not target.in_flight
@@ -150,6 +166,7 @@ def target_status(
         cause=_cause(target),
         start=None if starts.current is None else _start(starts.current, starts.eta(now), now),
         last_start=None if starts.last is None else past_start_status(starts.last),
+        output=output,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from vllm_chill.adapters.engine_access import EngineAccess
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.core.access import Operators, Readers
 from vllm_chill.core.keys import Keys
 from vllm_chill.errors import SettingError
@@ -30,15 +31,17 @@ LOOK_SECONDS = 1.0
 class Access:
     """What the settings say of keys, rights and TLS. Raises SettingError for files that cannot be used.
 
-    `engines` is how engines are spoken to; `tls` how clients are, None for plain HTTP.
+    `engines` is how engines are spoken to; `tls` how clients are, None for plain HTTP. `mask` hides the engines' key.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._files: list[Any] = []
+        self._certificates: list[Callable[[], None]] = []
         self.gate: Gate | None = None
         self.engines = EngineAccess()
-        self.tls = _listening_tls(settings)
+        self.mask = Mask()
+        self.tls = _listening_tls(settings, self._certificates.append)
         if settings.upstream_tls == "on":
             self.engines.tls = _engines_tls(settings.upstream_ca_file)
             self.engines.server_name = settings.upstream_server_name
@@ -58,6 +61,7 @@ class Access:
 
     def _use_upstream_key(self, authorization: bytes) -> None:
         self.engines.authorization = authorization
+        self.mask.add(authorization.removeprefix(b"Bearer ").decode("latin-1"))
 
     def doorkeeper(self, authorizer: Callable[[], Authorizer | None]) -> Doorkeeper | None:
         """Who lets requests in; None if nobody is to be asked for anything. `authorizer` is that of the cluster."""
@@ -79,6 +83,13 @@ class Access:
         """Which pages of other origins may ask; None leaves that to the engine."""
         return Cors(parse_origins(self._settings.cors_origins)) if self._settings.cors_origins else None
 
+    def read_anew(self) -> None:
+        """Use what is in the files now, whether they have changed or not."""
+        for file in self._files:
+            file.read_anew()
+        for read in self._certificates:
+            read()
+
     async def follow(self) -> None:
         """Keep to what is in the files, until cancelled."""
         while self._files:
@@ -87,12 +98,12 @@ class Access:
                 file.look()
 
 
-def _listening_tls(settings: Settings) -> ssl.SSLContext | None:
+def _listening_tls(settings: Settings, follow: Callable[[Callable[[], None]], None]) -> ssl.SSLContext | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     from vllm_chill.adapters.serving_certificate import from_files
 
-    return from_files(Path(settings.tls_cert), Path(settings.tls_key))
+    return from_files(Path(settings.tls_cert), Path(settings.tls_key), follow)
 
 
 def _engines_tls(authority: str | None) -> ssl.SSLContext:

@@ -26,6 +26,7 @@ from vllm_chill.adapters.kubernetes.rights import (
 )
 from vllm_chill.adapters.kubernetes.savings_map import SavingsMap, map_name
 from vllm_chill.adapters.kubernetes.start_history import DeploymentHistory
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.app.plan import Plan
 from vllm_chill.app.world import ModelsObserver, World, endpoint_of_settings
 from vllm_chill.control.autoscaler import Autoscalers
@@ -45,17 +46,20 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def open_cluster(plan: Plan) -> AsyncIterator[Cluster]:
-    """A connection to the API server that the plan names. Raises SettingError."""
+async def open_cluster(plan: Plan, mask: Mask) -> AsyncIterator[Cluster]:
+    """A connection to the API server that the plan names; what `mask` hides is not seen of what pods write. Raises
+    SettingError.
+    """
     async with connect(plan.settings.kubeconfig) as api:
-        yield Cluster(plan, api)
+        yield Cluster(plan, api, mask)
 
 
 class Cluster:
     """The cluster as app.world.Ground."""
 
-    def __init__(self, plan: Plan, api: ApiClient) -> None:
+    def __init__(self, plan: Plan, api: ApiClient, mask: Mask) -> None:
         self._plan = plan
+        self._mask = mask
         self._api = api
         self.peering = _peering(plan, api) if plan.settings.leader_elect == "on" else None
 
@@ -64,7 +68,10 @@ class Cluster:
         own = Endpoint(f"{ref.name}.{ref.namespace}", SERVICE_PORT)
         service = endpoint_of_settings(self._plan) if entry is None and ref == self._plan.ref else own
         backend = KubernetesBackend(
-            self._api, service, unschedulable_seconds=settings.unschedulable_after.total_seconds()
+            self._api,
+            service,
+            unschedulable_seconds=settings.unschedulable_after.total_seconds(),
+            mask=self._mask,
         )
         history = None if settings.state_dir == "" else DeploymentHistory(self._api)
 
@@ -76,7 +83,8 @@ class Cluster:
             served = backend.served(ref)
             return None if served is None else vllm_gpus(served[0])
 
-        return World(backend, history, lambda: backend.served(ref), _nothing, gpus)
+        output = backend.output(ref)
+        return World(backend, history, lambda: backend.served(ref), _nothing, gpus=gpus, output=output)
 
     def savings_store(self) -> SavingsMap | None:
         settings = self._plan.settings
@@ -86,6 +94,9 @@ class Cluster:
 
     def authorizer(self) -> Authorizer:
         return KubernetesReviews(self._api)
+
+    def read_anew(self) -> None:
+        """Models are objects here, which are watched."""
 
     async def tell_models(self, observer: ModelsObserver) -> None:
         # What reads objects is imported by who has them: it is a twentieth of the proxy's memory.

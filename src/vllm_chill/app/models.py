@@ -85,6 +85,13 @@ class ServedModels:
         if self._fleet.active is None and found is not None:
             self._fleet.active = found.name
 
+    def take(self, plan: Plan) -> None:
+        """Serve the models by this plan from now on."""
+        self._plan = plan
+        for made in (*self._made.values(), *self._ending.values()):
+            assert made.served.entry is not None
+            made.take(plan.of_model(made.served.entry))
+
     def lost(self, cause: str) -> None:
         """Take that the models cannot be seen at present; those that are known go on."""
         if self._directory.trouble != cause:
@@ -111,10 +118,8 @@ class ServedModels:
         made = self._made[name]
         if made.served.entry == entry:
             return
-        plan, served = self._plan.of_model(entry), made.served
-        served.controller.limits = plan.limits
-        served.controller.bounds = plan.bounds
-        served.desk.options = plan.hold
+        served = made.served
+        made.take(self._plan.of_model(entry))
         self._made[name] = replace(made, served=replace(served, entry=entry))
         self._fleet.add(claim_of(entry), served.controller)
         self._log.info("model changed", model=name, served_as=entry.served, group=entry.group)

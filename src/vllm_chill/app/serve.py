@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import ssl
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from vllm_chill.app.access import Access
 from vllm_chill.app.meters import Meters, open_meters
 from vllm_chill.app.models import ServedModels
 from vllm_chill.app.plan import Plan
+from vllm_chill.app.reload import Reloads, Reread, reread
 from vllm_chill.app.scaling import ProxyTargets
 from vllm_chill.app.targets import TargetMaker
 from vllm_chill.app.tracing import open_tracing, proxy_handler
@@ -45,7 +47,7 @@ from vllm_chill.proxy.served import Directory
 from vllm_chill.proxy.upstream import UpstreamPool
 from vllm_chill.settings.plain import service_link
 from vllm_chill.telemetry.bell import Bell
-from vllm_chill.telemetry.logs import configure_logging
+from vllm_chill.telemetry.logs import configure_logging, set_log_level
 from vllm_chill.telemetry.metrics import Metrics
 from vllm_chill.web.admin import AdminApi
 from vllm_chill.web.gpu_stats import GpuStatsPage
@@ -121,11 +123,16 @@ def _busy(directory: Directory) -> int:
 
 
 async def serve(
-    plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None
+    plan: Plan,
+    *,
+    recorders: Sequence[Recorder] = (),
+    listening: Callable[[str, int], None] | None = None,
+    read: Reread | None = None,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT, then drain it. Logging is configured by the caller.
 
-    `listening` is told the address once connections are accepted. Raises SettingError for what cannot work.
+    `listening` is told the address once connections are accepted, and `read` reads the settings anew. Raises
+    SettingError for what cannot work.
     """
     log = structlog.get_logger("vllm_chill")
     settings, options = plan.settings, plan.options
@@ -135,17 +142,20 @@ async def serve(
             value=link,
             hint="set enableServiceLinks: false, or use --target-port",
         )
-    stopped = _signals()
+    reloads = Reloads(plan, read)
+    stopped = _signals(reloads.ask)
     async with contextlib.AsyncExitStack() as stack:
-        ground = await stack.enter_async_context(open_ground(plan))
-        metrics = Metrics(CollectorRegistry(), VERSION)
         access = Access(settings)
+        ground = await stack.enter_async_context(open_ground(plan, access.mask))
+        metrics = Metrics(CollectorRegistry(), VERSION)
         await stack.enter_async_context(running(access.follow()))
         if (peering := ground.peering) is not None:
             metrics.follow_peers(lambda: peering.leads, lambda: len(peering.others))
         pool = UpstreamPool(orphan_seconds=settings.stream_idle_timeout.total_seconds() or None, access=access.engines)
         stack.push_async_callback(pool.aclose)
         budget = Budget(options.hold.body_budget)
+        reloads.tell(partial(_take_process, budget))
+        metrics.follow_configuration(lambda: reloads.successful, lambda: reloads.loaded_seconds)
         savings = _savings(ground)
         metrics.gpu_seconds.counted = lambda: savings.gpu_seconds
         await stack.enter_async_context(running(savings.run()))
@@ -167,9 +177,11 @@ async def serve(
             savings=savings,
             tracing=tracing,
         )
+        reloads.tell(maker.take)
         if fleet is None:
             made = maker.make(plan.only, ground.world(plan.ref, None))
             directory, serve_targets = Directory(budget, made.served), made.run
+            reloads.tell(lambda plan: made.take(plan.only))
         else:
             directory = Directory(budget, default=settings.model_id)
             models = ServedModels(
@@ -180,6 +192,7 @@ async def serve(
                 autoscalers.review,
             )
             serve_targets = partial(models.run, partial(ground.tell_models, models))
+            reloads.tell(models.take)
         targets = ProxyTargets(plan, directory, meters, metrics, lambda ref: ground.world(ref, None), ground.peering)
 
         async def work() -> None:
@@ -204,6 +217,7 @@ async def serve(
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),
             bell=bell,
+            configuration=lambda: reloads.status,
         )
         lane = proxy.fast_lane if settings.fast_lane == "on" else None
         server = ProxyServer(
@@ -227,6 +241,9 @@ async def serve(
             host, port = await _listen(server, settings, access.tls)
             working = await stack.enter_async_context(running(work()))
             await _seen_at_once(directory)
+        reloads.look_at(access.read_anew)
+        reloads.look_at(ground.read_anew)
+        await stack.enter_async_context(running(reloads.run()))
         there = collect_at_leisure(lambda: _busy(directory))
         await stack.enter_async_context(running(there))
         # What is here now stays, so no collection is to look at it again; a request leaves nothing for them.
@@ -235,7 +252,13 @@ async def serve(
         log.info("listening", host=host, port=port, target=plan.title, backend=settings.backend, version=VERSION)
         if listening is not None:
             listening(host, port)
-        await _until_stopped(server, settings, working, stopped)
+        await _until_stopped(server, reloads, working, stopped)
+
+
+def _take_process(budget: Budget, plan: Plan) -> None:
+    """Have what is of the whole process be as the plan says."""
+    budget.most = plan.options.hold.body_budget
+    set_log_level(plan.settings.log_level)
 
 
 def _check_default(plan: Plan, directory: Directory) -> None:
@@ -281,14 +304,20 @@ def begin(settings: Settings, command: tuple[str, ...]) -> None:
     """What `vllm-chill serve` does, once it is known what it is asked to do. Raises SettingError."""
     plan = Plan(settings, command)
     configure_logging(settings.log_format, settings.log_level)
-    run(plan)
+    run(plan, read=partial(reread, tuple(sys.argv[1:])))
 
 
-def run(plan: Plan, *, recorders: Sequence[Recorder] = (), listening: Callable[[str, int], None] | None = None) -> None:
+def run(
+    plan: Plan,
+    *,
+    recorders: Sequence[Recorder] = (),
+    listening: Callable[[str, int], None] | None = None,
+    read: Reread | None = None,
+) -> None:
     """`serve` on an event loop of its own: uvloop's where it is installed, unless the settings say otherwise."""
     _raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(plan.settings)) as runner:
-        runner.run(serve(plan, recorders=recorders, listening=listening))
+        runner.run(serve(plan, recorders=recorders, listening=listening, read=read))
 
 
 def client_limits(plan: Plan) -> ClientLimits:
@@ -322,17 +351,34 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
     return uvloop.new_event_loop
 
 
-def _signals() -> asyncio.Queue[signal.Signals]:
-    """The signals that ask for an end, from now on."""
+def _signals(reload: Callable[[], None]) -> asyncio.Queue[signal.Signals]:
+    """The signals that ask for an end, from now on; SIGHUP has `reload` called, unless the terminal is gone."""
     stopped: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop, had_terminal = asyncio.get_running_loop(), sys.stderr.isatty()
+
+    def hung_up() -> None:
+        if had_terminal and not _has_terminal():
+            stopped.put_nowait(signal.SIGHUP)
+        else:
+            reload()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.put_nowait, number)
+        loop.add_signal_handler(number, stopped.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     return stopped
+
+
+def _has_terminal() -> bool:
+    try:
+        os.tcgetpgrp(sys.stderr.fileno())
+    except OSError:
+        return False
+    return True
 
 
 async def _until_stopped(
     server: ProxyServer,
-    settings: Settings,
+    reloads: Reloads,
     running: asyncio.Task[None],
     stopped: asyncio.Queue[signal.Signals],
 ) -> None:
@@ -343,6 +389,7 @@ async def _until_stopped(
         first.cancel()
         running.result()
         return
+    settings = reloads.plan.settings
     delay = 0.0 if first.result() is signal.SIGINT else settings.shutdown_delay.total_seconds()
     log.info("draining", signal=first.result().name, drain_timeout_seconds=settings.drain_timeout.total_seconds())
     drain = asyncio.create_task(server.drain(delay, settings.drain_timeout.total_seconds()))

@@ -19,6 +19,7 @@ from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.fleet import Fleet
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.meter import Meter
+from vllm_chill.control.output_glance import OutputGlance
 from vllm_chill.control.prober import TIMEOUT_SECONDS, Probing, ProbingBackend
 from vllm_chill.control.savings import Savings
 from vllm_chill.control.sighted import SightedBackend
@@ -127,10 +128,13 @@ def _wall() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A target that is served while `run` runs; that ends what it runs on when it is cancelled."""
+    """A target that is served while `run` runs; that ends what it runs on when it is cancelled. `take` has it be served
+    by another plan from now on, of the same target.
+    """
 
     served: Served
     run: Callable[[], Coroutine[Any, Any, None]]
+    take: Callable[[TargetPlan], None]
 
 
 class TargetMaker:
@@ -164,6 +168,10 @@ class TargetMaker:
         self._tracing = tracing
         self._prober = Prober(pool)
 
+    def take(self, plan: Plan) -> None:
+        """Make by this plan from now on."""
+        self._plan = plan
+
     def make(self, target: TargetPlan, world: World) -> Made:
         """What serves this target on that world."""
         starts = StartRecord(target.ref, self._metrics)
@@ -196,7 +204,9 @@ class TargetMaker:
         wakes = None if self._tracing is None else self._tracing.wakes(target.ref, controller.now)
         if wakes is not None:
             starts.on_change = wakes.changed
-        served = Served(controller, desk, starts, knowledge, target.entry, self._plan.affinity, wakes)
+        output = None if world.output is None else OutputGlance(world.output)
+        affinity = self._plan.affinity
+        served = Served(controller, desk, starts, knowledge, target.entry, affinity, wakes=wakes, output=output)
         meter = self._meters.of(controller)
         autoscaler = Autoscaler(served.name, controller, meter, wall=_wall)
         if self._fleet is not None:
@@ -223,7 +233,12 @@ class TargetMaker:
                 if model is not None:
                     self._metrics.forget(target.ref)
 
-        return Made(served, run)
+        def take(plan: TargetPlan) -> None:
+            autoscaler.rebase(plan.limits)
+            controller.bounds = plan.bounds
+            desk.options = plan.hold
+
+        return Made(served, run, take)
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
         answer = await self._prober.ask(endpoint, self._plan.settings.health_path, TIMEOUT_SECONDS)

@@ -49,6 +49,7 @@ _COMMANDS = {
     "wake": "models:wake",
     "sleep": "models:sleep",
     "wait": "wait:wait",
+    "logs": "logs:logs",
     "decide": "decide:decide_command",
     "savings": "savings:savings",
     "scaling": "scaling:scaling",

@@ -20,15 +20,22 @@ Begin = Callable[[Settings, tuple[str, ...]], None]
     epilog="A flag wins over its environment variable; an empty variable is unset.",
 )
 @setting_flags(Settings)
+@click.option("--check", is_flag=True, help="Say what is wrong with all of this and what it names, and serve nothing.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ...]")
 @click.pass_obj
-def serve(begin: Begin | None, /, command: tuple[str, ...], **flags: str | None) -> None:
+def serve(begin: Begin | None, /, command: tuple[str, ...], *, check: bool, **flags: str | None) -> None:
     """Run the proxy in front of one target: a Deployment, or a COMMAND on this machine.
 
     With --backend process, {port} in COMMAND becomes a free port on the loopback address; the command is
     started when a request comes and ended when nobody has used it for the idle timeout.
     """
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
+    if check:
+        from vllm_chill.app.check import check_all
+
+        check_all(settings, command)
+        click.echo("All of this can be used.")
+        return
     (begin or begin_here)(settings, command)
 
 

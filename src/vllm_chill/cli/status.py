@@ -11,6 +11,7 @@ from vllm_chill.api.status import PastStartStatus, PeersStatus, ProxyStatus, Sta
 from vllm_chill.cli.asking import Proxy, url_option
 from vllm_chill.cli.output import json_option, print_json
 from vllm_chill.core.cold_start import STAGE_NAMES, STAGE_WORDS, duration, time_left
+from vllm_chill.core.engine_output import cleaned
 from vllm_chill.core.routing import Route
 from vllm_chill.core.target import Stage
 
@@ -50,6 +51,10 @@ def tell(answer: ProxyStatus) -> str:
         paragraphs.append(f"Requests that name no model get {answer.default_model}.")
     if answer.peers is not None and (sentence := words_of_peers(answer.peers)) is not None:
         paragraphs.append(sentence)
+    if answer.configuration is not None and answer.configuration.error is not None:
+        paragraphs.append(f"The configuration before holds on: {cleaned(answer.configuration.error).rstrip('.')}.")
+    if answer.configuration is not None and (names := answer.configuration.needs_restart):
+        paragraphs.append(f"What has changed of {', '.join(names)} counts after a restart.")
     if answer.draining:
         paragraphs.append("This proxy is shutting down.")
     return ("\n\n" if len(answer.targets) > 1 else "\n").join(paragraphs)
@@ -82,6 +87,7 @@ def rows_of(target: TargetStatus) -> list[tuple[str, str]]:
         ("cause", target.cause),
         ("waits for", ", ".join(target.waits_for) or None),
         ("start", None if target.start is None else words_of_start(target.start)),
+        ("output", f"\n{'':<10} ".join(map(cleaned, target.output)) if target.output else None),
         ("waiting", str(target.waiting)),
         ("in flight", str(target.in_flight)),
         ("idle for", words_of(target.idle_seconds)),

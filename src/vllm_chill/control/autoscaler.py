@@ -301,17 +301,27 @@ class Autoscaler:
         """Have its limits be as the policy says, over what its model or the settings say."""
         if not self.fronted or self.controller.observe_only:
             return
-        limits, policy = self.controller.limits, self._policy
+        limits = self.controller.limits
         if limits is not self._bounded:
             self._base = limits
-        wanted = self._base
-        if policy is not None:
-            # Where an object says that it scales from 1 on, to sleep and to wake is still ours.
-            is_shared = self._claimed is not None and not self._is_kept_awake(policy)
-            is_ours = self._conflict is None or (is_shared and self._rivalry.conflict(self.controller.now()) is None)
-            wanted = self._life(policy) if is_ours and not policy.paused else _left_alone(self._base)
+        wanted = self._wanted_life()
         if wanted != limits:
             self._bounded = self.controller.limits = wanted
+
+    def rebase(self, limits: Limits) -> None:
+        """Have its limits be these, but for what a policy says of them: that never ceases to hold in between."""
+        self._base = limits
+        is_bound = self.fronted and not self.controller.observe_only
+        self._bounded = self.controller.limits = self._wanted_life() if is_bound else limits
+
+    def _wanted_life(self) -> Limits:
+        policy = self._policy
+        if policy is None:
+            return self._base
+        # Where an object says that it scales from 1 on, to sleep and to wake is still ours.
+        is_shared = self._claimed is not None and not self._is_kept_awake(policy)
+        is_ours = self._conflict is None or (is_shared and self._rivalry.conflict(self.controller.now()) is None)
+        return self._life(policy) if is_ours and not policy.paused else _left_alone(self._base)
 
     def _life(self, policy: Policy) -> Limits:
         if self._is_kept_awake(policy):

@@ -36,7 +36,7 @@ class Need(enum.Enum):
 
     NOTHING is answered to everybody, and by the proxy itself to who has no key. KEY is for who may use a model,
     ADMIN_KEY for who may do what else the engine can, METRICS and STATUS for who may read, OPERATE for who may have
-    targets woken, stopped and scaled.
+    targets woken, stopped and scaled. LOGS is for who may read what engines write, in which prompts may be.
     """
 
     NOTHING = enum.auto()
@@ -45,6 +45,7 @@ class Need(enum.Enum):
     METRICS = enum.auto()
     STATUS = enum.auto()
     OPERATE = enum.auto()
+    LOGS = enum.auto()
 
 
 NEEDS: dict[Route, Need] = {
@@ -79,6 +80,7 @@ NEEDS: dict[Route, Need] = {
     Route.PROXY_SCALING_POLICY: Need.STATUS,
     Route.PROXY_STATS: Need.STATUS,
     Route.PROXY_SAVINGS: Need.STATUS,
+    Route.PROXY_LOGS: Need.LOGS,
     Route.PROXY_OPENAPI: Need.STATUS,
     Route.PROXY_OTHER: Need.STATUS,
     Route.PROXY_START: Need.OPERATE,

@@ -1,4 +1,6 @@
-"""The port that a pod's engine listens on, as the pod itself tells; Services need not be read for it. Pure."""
+"""The port that a pod's engine listens on, and its container, as the pod itself tells; Services need not be read for
+that. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 METRICS_PORT = 8000
 """vLLM's own, for a pod that declares no port."""
 _ANNOTATION = "prometheus.io/port"
+_MAIN = "kubectl.kubernetes.io/default-container"
 
 
 def engine_port(spec: Mapping[str, Any], otherwise: int, names: Sequence[str] = ("http",)) -> int:
@@ -32,3 +35,18 @@ def metrics_port(pod: Mapping[str, Any]) -> int:
     if annotation.isdecimal() and 0 < int(annotation) < 1 << 16:
         return int(annotation)
     return engine_port(pod.get("spec") or {}, METRICS_PORT, ("http", "metrics"))
+
+
+def engine_container(pod: Mapping[str, Any], otherwise: int) -> str:
+    """The name of the container that serves: the one that declares the port of `engine_port`; else the one that kubectl
+    takes where none is said; else the first. Empty if there is none.
+    """
+    spec = pod.get("spec") or {}
+    containers = spec.get("containers") or []
+    port = engine_port(spec, otherwise)
+    for container in containers:
+        if any(declared.get("containerPort") == port for declared in container.get("ports") or []):
+            return str(container["name"])
+    names = [str(container["name"]) for container in containers]
+    said = str(((pod.get("metadata") or {}).get("annotations") or {}).get(_MAIN, ""))
+    return said if said in names else next(iter(names), "")

@@ -65,6 +65,7 @@ class PodFacts:
     unplaced: Unplaced | None = None
     pulling: str = ""
     doomed: bool = False
+    engine: str = ""
 
     @property
     def restarts(self) -> int:
@@ -82,6 +83,37 @@ class PodPast:
 
     no_room_since: float | None = None
     ends: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRun:
+    """One run of a container, by its pod, its name and how often that was restarted before. `part` says what of the pod
+    it is, empty for the engine. `running`: it has not ended, as far as is known.
+    """
+
+    pod: str
+    container: str
+    number: int
+    part: str = ""
+    running: bool = False
+
+
+def run_of(pod: PodFacts) -> ContainerRun | None:
+    """The run of a pod whose output tells how it is: the engine's once that has begun; before, that of the init
+    container that runs, or that last failed, or else that ended last. None if nothing has begun.
+    """
+    begun = [c for c in pod.containers if c.running or c.restarts or c.ended_at]
+    engines = [c for c in begun if not c.init and c.name == pod.engine]
+    inits = [c for c in begun if c.init]
+    running = [c for c in inits if c.running]
+    failed = [c for c in inits if c.exit_code not in (None, 0)]
+    for found in (engines, running, failed, inits, begun):
+        if found:
+            container = found[-1]
+            is_engine = not container.init and container.name == pod.engine
+            part = "" if is_engine else f"container {container.name}"
+            return ContainerRun(pod.name, container.name, container.restarts, part, container.running)
+    return None
 
 
 def is_live(pod: PodFacts) -> bool:

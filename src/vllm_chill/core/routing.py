@@ -52,6 +52,7 @@ class Route(enum.Enum):
     PROXY_SCALING_POLICY = "/proxy/scaling/policy/{model}"
     PROXY_STATS = "/proxy/stats"
     PROXY_SAVINGS = "/proxy/savings"
+    PROXY_LOGS = "/proxy/logs"
     PROXY_OPENAPI = "/proxy/openapi.json"
     PROXY_OTHER = "/proxy/*"
     OTHER = "other"
@@ -113,6 +114,7 @@ TABLE: dict[Route, Entry] = {
     ),
     Route.PROXY_STATS: _own(_READ, "/proxy/stats", "statistics of the GPUs, or 503 and how to have them"),
     Route.PROXY_SAVINGS: _own(_READ, "/proxy/savings", "GPU-hours asleep and awake, and who waited, by model and day"),
+    Route.PROXY_LOGS: _own(_READ, "/proxy/logs", "what an engine writes, as text"),
     Route.PROXY_OPENAPI: _own(_READ, "/proxy/openapi.json", "what these routes take and answer, as OpenAPI"),
     Route.PROXY_OTHER: _own(_ANY, "/proxy/*", "404 with the paths that there are, or 405"),
     Route.HEALTH: _own(_READ, "/health", "200 while the process lives"),

@@ -64,22 +64,22 @@ class Caller(Protocol):
 
 
 class Budget:
-    """Bytes of bodies that are held. Invariant: never more than `most`."""
+    """Bytes of bodies that are held. Invariant: none is taken that makes them more than `most`."""
 
-    __slots__ = ("_most", "taken")
+    __slots__ = ("most", "taken")
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self.taken = 0
 
     def has(self, size: int) -> bool:
         """Whether such a share can be had."""
-        return self.taken + size <= self._most
+        return self.taken + size <= self.most
 
     def take(self, size: int) -> None:
         """Have a share. Raises HoldBudgetSpent."""
         if not self.has(size):
-            message = f"held requests keep {self.taken} bytes of bodies, and may keep {self._most}; try again later."
+            message = f"held requests keep {self.taken} bytes of bodies, and may keep {self.most}; try again later."
             raise HoldBudgetSpent(message, retry_after_seconds=5)
         self.taken += size
 

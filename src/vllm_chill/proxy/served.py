@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from vllm_chill.control.controller import ScaleController
 from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.lease import Lease
+from vllm_chill.control.output_glance import OutputGlance
 from vllm_chill.core.balancing import salt_of
 from vllm_chill.core.catalogue import Adapter, Catalogue, ModelEntry
 from vllm_chill.core.keys import Key
@@ -34,7 +35,8 @@ _SHOWN_CHARACTERS = 160
 class Served:
     """One scale target with all that its requests meet. `entry` is its model in the catalogue; None where the proxy
     has one target and no catalogue. `affinity` says which requests should meet at one replica, None if none need to.
-    `wakes` has the spans of its wakes where there is tracing.
+    `wakes` has the spans of its wakes where there is tracing; `output` is what the engine writes, None where nothing
+    tells that.
     """
 
     controller: ScaleController
@@ -44,6 +46,7 @@ class Served:
     entry: ModelEntry | None = None
     affinity: Affinity | None = None
     wakes: WakeSpans | None = None
+    output: OutputGlance | None = None
 
     @property
     def name(self) -> str:

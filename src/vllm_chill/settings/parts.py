@@ -8,9 +8,12 @@ are made from these fields.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import durationpy
@@ -113,7 +116,7 @@ class Declared(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment; nothing else."""
+        """What is given, then the environment; nothing else."""
         return init_settings, cls.environment(settings_cls, env_settings)
 
     @classmethod
@@ -161,21 +164,38 @@ def default_text(field: FieldInfo) -> str:
 _Kind = TypeVar("_Kind", bound=Declared)
 
 
-def load(kind: type[_Kind], flags: Mapping[str, str]) -> _Kind:
-    """The settings of a class from flags (field name to text) and the environment.
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that is given as text, and what its place is called, for a complaint."""
+
+    text: str
+    where: str
+
+
+def load(
+    kind: type[_Kind],
+    flags: Mapping[str, str],
+    file: Mapping[str, Given] = MappingProxyType({}),
+    ignored: Collection[str] = (),
+) -> _Kind:
+    """The settings of a class from flags, the environment and a file, of which each wins over those after it; flags and
+    file are by the names of the fields. Variables that are `ignored` are not there.
 
     Raises SettingError with one line for each value that cannot be used.
     """
-    fields = kind.model_fields
+    there = {name for name, field in kind.model_fields.items() if os.environ.get(env_of(field))}
+    there -= {name for name in there if env_of(kind.model_fields[name]) in ignored}
+    given = {name: one for name, one in file.items() if name not in there}
+    given |= {name: Given(text, flag_of(name)) for name, text in flags.items()}
     try:
-        given: dict[str, Any] = {env_of(fields[name]): value for name, value in flags.items()}
-        return kind(**given)
+        values: dict[str, Any] = {env_of(kind.model_fields[name]): one.text for name, one in given.items()}
+        return kind(**values)
     except ValidationError as error:
-        raise SettingError("\n".join(_complaint(kind, dict(e), flags) for e in error.errors())) from None
+        raise SettingError("\n".join(_complaint(kind, dict(e), given) for e in error.errors())) from None
 
 
-def _complaint(kind: type[Declared], error: dict[str, Any], flags: Mapping[str, str]) -> str:
+def _complaint(kind: type[Declared], error: dict[str, Any], given: Mapping[str, Given]) -> str:
     env = str(error["loc"][0])
     name, field = next((n, f) for n, f in kind.model_fields.items() if env_of(f) == env)
-    setting = flag_of(name) if name in flags else env
+    setting = given[name].where if name in given else env
     return f"{setting}: {json.dumps(str(error['input']))} is not accepted; give {extra_of(field, 'accepts')}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from vllm_chill.core.balancing import LOAD_FACTOR
 from vllm_chill.core.routing import parse_wake_paths
 from vllm_chill.core.switching import parse_gpu_budget
+from vllm_chill.settings.config_file import read_config
 from vllm_chill.settings.parts import (
     ANY_DURATION,
     DURATION,
@@ -28,6 +31,7 @@ from vllm_chill.settings.parts import (
     Subdomain,
     Url,
     UrlPath,
+    env_of,
     load,
     matches,
     setting,
@@ -450,6 +454,12 @@ class Settings(Declared):
         "The OpenTelemetry collector that gets a trace of each request and of each wake; vllm-chill[otel] brings what "
         "is needed. Not set: as OTEL_EXPORTER_OTLP_ENDPOINT says, and without that there are no traces.",
     )  # fmt: skip
+    config_file: str | None = setting(
+        None, "CONFIG_FILE", "Configuration", "the path of a YAML file",
+        "More settings, by the names of their flags: `idle-timeout: 10m`. Flags and variables win over it. What can "
+        "change in a running proxy is read again when the file changes, and on SIGHUP; docs/reload.md says what that "
+        "is.",
+    )  # fmt: skip
     log_format: LogFormat = LOG_FORMAT
     log_level: LogLevel = LOG_LEVEL
 
@@ -464,8 +474,10 @@ class Settings(Declared):
 
 
 def load_settings(flags: Mapping[str, str]) -> Settings:
-    """The settings from flags (field name to text) and the environment.
+    """The settings from flags (field name to text), the environment, and the file that either of them names.
 
     Raises SettingError with one line for each value that cannot be used.
     """
-    return load(Settings, flags)
+    path = flags.get("config_file", os.environ.get(env_of(Settings.model_fields["config_file"])))
+    file = read_config(Path(path), Settings) if path else {}
+    return load(Settings, flags, file, ignored=() if service_link() is None else ("VLLM_PORT",))

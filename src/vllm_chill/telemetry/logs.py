@@ -45,5 +45,11 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    set_log_level(level)
+
+
+def set_log_level(level: LogLevel) -> None:
+    """Have lines below this level not be logged."""
+    root = logging.getLogger()
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(max(root.level, logging.WARNING))

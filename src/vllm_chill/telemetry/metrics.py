@@ -205,6 +205,17 @@ class Metrics:
         self._peers = Gauge(
             "vllm_chill_peers", "Other proxies that have reported lately who they serve.", registry=registry
         )
+        self._reload_successful = Gauge(
+            "vllm_chill_config_last_reload_successful",
+            "1 if the configuration that was read last is in force, 0 if the one before it holds on.",
+            registry=registry,
+        )
+        self._reload_successful.set(1)
+        self._reload_time = Gauge(
+            "vllm_chill_config_last_reload_success_timestamp_seconds",
+            "When the configuration that is in force was read, in seconds since 1970.",
+            registry=registry,
+        )
         ProcessCollector(registry=registry)
         self._gauges = _TargetGauges()
         registry.register(self._gauges)
@@ -237,6 +248,11 @@ class Metrics:
         """Expose how this proxy stands to others that serve the same targets."""
         self._leader.set_function(leads)
         self._peers.set_function(others)
+
+    def follow_configuration(self, successful: Callable[[], bool], loaded: Callable[[], float]) -> None:
+        """Expose whether the configuration that was read last is in force, and when one was read that is."""
+        self._reload_successful.set_function(successful)
+        self._reload_time.set_function(loaded)
 
     def forget(self, ref: TargetRef) -> None:
         """Expose nothing of a target any more. To be called once its controller has ended: what would be counted after

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from msgspec import to_builtins
 
 from vllm_chill.api.choice import OperationAsked, OperationDone
-from vllm_chill.api.status import PeersStatus, ProxyStatus, TargetStatus
+from vllm_chill.api.status import ConfigurationStatus, PeersStatus, ProxyStatus, TargetStatus
 from vllm_chill.api.version import Build
 from vllm_chill.core.routing import DEFAULT_ROUTES, METHODS, TABLE, Route, Routes
 from vllm_chill.core.target import Asleep, Failed, Phase, Ready
@@ -29,6 +29,7 @@ from vllm_chill.web.targets import chosen, name_of, status_of, unnamed
 from vllm_chill.web.waiting_page import WaitingPage, page_of
 
 if TYPE_CHECKING:
+    from vllm_chill.web.engine_logs import EngineLogs
     from vllm_chill.web.feed import Feed
     from vllm_chill.web.held import HeldApi
     from vllm_chill.web.scaling_api import ScalingApi
@@ -61,6 +62,7 @@ class AdminApi:
         override_ttl_seconds: float = 3600.0,
         peers: Callable[[], PeersStatus | None] = lambda: None,
         bell: Bell | None = None,
+        configuration: Callable[[], ConfigurationStatus | None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._metrics = metrics
@@ -68,6 +70,7 @@ class AdminApi:
         self._draining = draining
         self._peers = peers
         self._bell = bell
+        self._configuration = configuration
         self._switching = switching
         self.page = WaitingPage(directory, routes)
         self._stand_in = StandIn(directory, pass_by, self._readyz, self.page.instead)
@@ -99,6 +102,7 @@ class AdminApi:
             Route.PROXY_SCALING_POLICY: lambda request: self._scaling.policy(request),
             Route.PROXY_STATS: (stats or GpuStatsPage()).tell,
             Route.PROXY_SAVINGS: (savings or SavingsPage()).tell,
+            Route.PROXY_LOGS: lambda request: self._logs.tell(request),
             Route.PROXY_OPENAPI: self._describe,
         }
 
@@ -152,6 +156,7 @@ class AdminApi:
             default_model=None if default is None else name_of(self._directory, default),
             trouble=self._directory.unread,
             peers=self._peers(),
+            configuration=self._configuration(),
             targets=[self._status_of(served) for served in self._directory],
         )
 
@@ -161,6 +166,7 @@ class AdminApi:
         return (
             self._draining(),
             self._peers(),
+            self._configuration(),
             directory.default,
             directory.unread,
             [
@@ -248,6 +254,12 @@ class AdminApi:
         from vllm_chill.web.wake_history import HistoryPage
 
         return HistoryPage(self._directory)
+
+    @cached_property
+    def _logs(self) -> EngineLogs:
+        from vllm_chill.web.engine_logs import EngineLogs  # what nobody asks for costs no start
+
+        return EngineLogs(self._directory, self._draining)
 
     @cached_property
     def _scaling(self) -> ScalingApi:

@@ -28,6 +28,16 @@ def flag(request: web.BaseRequest, name: str, *, default: bool) -> bool:
             raise BadRequest(f'{name}="{other}" is not known; give true or false.')
 
 
+def number(request: web.BaseRequest, name: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises BadRequest for what is none, or outside of the bounds."""
+    said = request.query.get(name)
+    if said is None:
+        return default
+    if said.isascii() and said.isdecimal() and len(said) <= 9 and least <= int(said) <= most:
+        return int(said)
+    raise BadRequest(f'{name}="{said[:40]}" is not accepted; give a whole number from {least} to {most}.')
+
+
 async def body(request: web.BaseRequest, shape: type[Shape], example: str) -> Shape | None:
     """The JSON in the body, whatever Content-Type says; None if there is no body. Raises BadRequest."""
     text = await _read(request)

@@ -65,6 +65,8 @@ class Doorkeeper:
                 self._keep_here(request)
             case Need.OPERATE:
                 await self._ask_for_operator(request)
+            case Need.LOGS:
+                await self._ask_for_confidant(request)
             case _:
                 await self._ask_for_reader(self._readers[need], request)
 
@@ -98,6 +100,13 @@ class Doorkeeper:
             await self._ask_for_operator(request)
         elif readers is Readers.KEYS and self.gate is not None:
             self._let_in(self.gate, request)
+
+    async def _ask_for_confidant(self, request: web.BaseRequest) -> None:
+        """Have who may operate read prompts; an admin key where there are keys, and nobody is asked to operate."""
+        if self._operators is not Operators.ALL:
+            await self._ask_for_operator(request)
+        elif self.gate is not None:
+            self._ask_for_admin(self._let_in(self.gate, request), request)
 
     async def _ask_for_operator(self, request: web.BaseRequest) -> None:
         if self._operators is Operators.KEYS and self.gate is not None:

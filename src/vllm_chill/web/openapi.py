@@ -29,6 +29,7 @@ from vllm_chill.api.status import ProxyStatus
 from vllm_chill.api.version import Build
 from vllm_chill.api.wake_history import WakeHistory
 from vllm_chill.core.routing import TABLE, Route
+from vllm_chill.web.engine_logs import LINES, MOST_LINES
 
 _OPENMETRICS = "application/openmetrics-text"
 _REF = "#/components/schemas/{name}"
@@ -54,6 +55,7 @@ _ERROR = {
 
 _WAIT = {"type": "string", "enum": ["true", "false", "1", "0", ""]}
 _DAYS = {"type": "integer", "minimum": 0, "maximum": 100_000}
+_LINES = {"type": "integer", "minimum": 1, "maximum": MOST_LINES, "default": LINES}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 1024}
 
 
@@ -195,6 +197,22 @@ OPERATIONS: dict[Route, Operation] = {
         {200: SavingsAnswer},
         {400: "The number of days is not understood."},
         parameters=(Parameter("days", "How many days to list of each target, the newest; totals are of all.", _DAYS),),
+    ),
+    Route.PROXY_LOGS: Operation(
+        "What an engine writes, the last lines or all that come",
+        {200: "text/plain"},
+        {
+            400: "A parameter is not accepted, or no model is named where one has to be.",
+            404: "No such model, or no such replica; or nothing tells what this engine writes.",
+            429: "As many follow already as may.",
+            503: "It cannot be read now, as for lack of a right; or the models have not been read yet.",
+        },
+        parameters=(
+            Parameter("model", "Any name of a model; that of requests that name none by default.", _NAME),
+            Parameter("lines", "How many of the last lines, of each replica.", _LINES),
+            Parameter("follow", "Whether to go on with all that is written from now on; not by default.", _WAIT),
+            Parameter("replica", "The name of the only replica whose output counts.", _NAME),
+        ),
     ),
     Route.PROXY_OPENAPI: Operation("This document", {200: "application/json"}),
     Route.HEALTH: Operation("Whether the process lives", {200: "text/plain"}),

@@ -60,4 +60,6 @@ def status_of(served: Served, waits_for: Sequence[str] = (), decision: Decision 
     controller = served.controller
     target = controller.target
     starts = served.starts.settle(target)
-    return target_status(target, controller.now(), controller.limits, starts, served.entry, waits_for, decision)
+    output = None if served.output is None else served.output.lines(target)
+    now, limits = controller.now(), controller.limits
+    return target_status(target, now, limits, starts, served.entry, waits_for, decision, output)

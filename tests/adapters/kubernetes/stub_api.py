@@ -141,9 +141,12 @@ class StubApi:
             case "list":
                 return self._list(request)
             case "log":
-                return web.Response(body=self.logs[request.path.split("/")[-2]])
+                return await self._log_of(request)
             case _:
                 return await (self._scale if collection == "scale" else self._patch)(request)
+
+    async def _log_of(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self.logs[request.path.split("/")[-2]])
 
     def _list(self, request: web.Request) -> web.Response:
         begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", 500))

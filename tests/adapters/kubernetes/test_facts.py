@@ -90,7 +90,7 @@ def test_a_pod_is_doomed_by_our_cost_alone(cost: str | None, doomed: bool) -> No
 
 
 def test_a_pod_that_has_just_been_made() -> None:
-    assert facts_of(pod()) == PodFacts("vllm-abc-1", "abc", "2026-01-01T00:00:00Z")
+    assert facts_of(pod()) == PodFacts("vllm-abc-1", "abc", "2026-01-01T00:00:00Z", engine="vllm")
 
 
 def test_a_pod_that_is_ready_and_terminates() -> None:

@@ -143,14 +143,18 @@ class ApiClient:
         return await (answer if self._timed is None else _timing(self._timed, method, answer))
 
     @asynccontextmanager
-    async def stream(self, path: str, query: Query, accept: str = JSON) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose body is still to be read, by a reader with deadlines of its own.
+    async def stream(
+        self, path: str, query: Query, accept: str = JSON, *, may_be_silent: bool = False
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A GET whose body is still to be read, by a reader with deadlines of its own. `may_be_silent`: not even its
+        head comes before there is something to tell.
 
         Raises ApiError or Unreachable on the way to the body, and aiohttp's errors within it.
         """
-        head = self._in_time(self._answer("GET", path, query, None, None, accept))
+        answer = self._answer("GET", path, query, None, None, accept)
+        head = answer if may_be_silent else self._in_time(answer)
         verb = "WATCH" if "watch" in query else "GET"
-        response = await (head if self._timed is None else _timing(self._timed, verb, head))
+        response = await (_timing(self._timed, verb, head) if self._timed is not None and not may_be_silent else head)
         try:
             yield response
         finally:

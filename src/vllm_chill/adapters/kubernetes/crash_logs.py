@@ -14,6 +14,7 @@ import aiohttp
 import structlog
 
 from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Query, Unreachable
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.adapters.output_tail import OutputTail
 from vllm_chill.core.pods import ContainerFacts
 
@@ -27,9 +28,14 @@ Crash = tuple[str, str, int]
 
 
 class CrashLogs:
-    """The logs of the crashes of a namespace's pods. `changed` is called when one has been read."""
+    """The logs of the crashes of a namespace's pods. `changed` is called when one has been read.
 
-    def __init__(self, api: ApiClient, namespace: str, changed: Callable[[], None]) -> None:
+    `newest` is the last that was read, with its pod; it stays when that is gone.
+    """
+
+    def __init__(self, api: ApiClient, namespace: str, changed: Callable[[], None], mask: Mask | None = None) -> None:
+        self.newest: tuple[str, str] | None = None
+        self._mask = mask
         self._api = api
         self._pods = f"/api/v1/namespaces/{quote(namespace)}/pods"
         self._changed = changed
@@ -57,7 +63,7 @@ class CrashLogs:
         pod, container, _ = crash
         # The server cuts at its bound from the front, and the end is what counts: so the bound is wide.
         query: Query = {"container": container, "previous": "true", "tailLines": _LINES, "limitBytes": _READ_BYTES}
-        tail = OutputTail(lambda _: None)
+        tail = OutputTail(lambda _: None, self._mask)
         try:
             async with (
                 asyncio.timeout(_READ_SECONDS),
@@ -71,7 +77,8 @@ class CrashLogs:
         except (Unreachable, TimeoutError, aiohttp.ClientError, ConnectionError):
             pass  # the cause says how to look
         if crash in self._texts:
-            self._texts[crash] = tail.text()[-_TEXT_LENGTH:]
+            self._texts[crash] = text = tail.text()[-_TEXT_LENGTH:]
+            self.newest = (pod, text) if text else self.newest
             self._changed()
 
     def _tell_once(self, error: ApiError) -> None:

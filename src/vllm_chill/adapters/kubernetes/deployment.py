@@ -21,8 +21,10 @@ from vllm_chill.adapters.kubernetes.client import (
 )
 from vllm_chill.adapters.kubernetes.deletion_costs import DeletionCosts
 from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
+from vllm_chill.adapters.kubernetes.pod_output import PodOutput
 from vllm_chill.adapters.kubernetes.view import View
 from vllm_chill.adapters.kubernetes.watch import Pace, cause_of
+from vllm_chill.adapters.mask import Mask
 from vllm_chill.core.startup import UNSCHEDULABLE_SECONDS, Terms, missing
 from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Endpoint, TargetRef
 from vllm_chill.errors import BackendError, BackendRefused, BackendUnavailable
@@ -41,7 +43,7 @@ class KubernetesBackend:
 
     `unschedulable_seconds` is how long a pod may find no node; `pace` is that of the watches; `seen_seconds` how long
     a write may take to come back through the watch. Without `explains` nothing is looked for that does no more than
-    explain a start: events of pods, and logs.
+    explain a start: events of pods, and logs. What `mask` hides is not told of logs.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class KubernetesBackend:
         pace: Pace | None = None,
         seen_seconds: float = SEEN_SECONDS,
         explains: bool = True,
+        mask: Mask | None = None,
     ) -> None:
+        self._mask = mask
         self._api = api
         self._endpoint = endpoint
         self._unschedulable_seconds = unschedulable_seconds
@@ -65,7 +69,7 @@ class KubernetesBackend:
 
     async def watch(self, ref: TargetRef, observer: Observer) -> None:
         terms = Terms(ref, self._endpoint, self._unschedulable_seconds)
-        view = View(self._api, terms, self._pace, observer, explains=self._explains)
+        view = View(self._api, terms, self._pace, observer, explains=self._explains, mask=self._mask)
         self._views[ref] = view
         try:
             await view.follow()
@@ -81,6 +85,10 @@ class KubernetesBackend:
         """The GPUs that the target's next pod asks for; None if it names none, or while that is not seen."""
         view = self._views.get(ref)
         return None if view is None else view.gpus
+
+    def output(self, ref: TargetRef) -> PodOutput:
+        """What the target's pods write."""
+        return PodOutput(self._api, ref.namespace, lambda: self._views.get(ref), self._mask)
 
     async def scale(self, ref: TargetRef, replicas: int, *, doomed: Sequence[str] = ()) -> None:
         await self._mark(ref, replicas, doomed)

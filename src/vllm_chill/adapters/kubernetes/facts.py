@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_chill.adapters.kubernetes.client import Json
 from vllm_chill.adapters.kubernetes.deletion_costs import is_doomed
-from vllm_chill.core.engine_port import engine_port
+from vllm_chill.core.engine_port import engine_container, engine_port
 from vllm_chill.core.gpu import requested_gpus
 from vllm_chill.core.objects import digest
 from vllm_chill.core.pods import ContainerFacts, PodFacts, Unplaced
@@ -117,6 +117,7 @@ def pod_facts(pod: Json, target: TargetRef, port: int) -> PodFacts | None:
         endpoint=Endpoint(address, engine_port(spec, port)) if address else None,
         unplaced=None if spec.get("nodeName") else _unplaced(status),
         doomed=is_doomed(pod),
+        engine=engine_container(pod, port),
     )
 
 

@@ -21,7 +21,18 @@ from vllm_chill.adapters.kubernetes.objects import MANAGER, collection_of
 from vllm_chill.adapters.kubernetes.pulls import Pulls
 from vllm_chill.adapters.kubernetes.scale_watch import ScaleWatch
 from vllm_chill.adapters.kubernetes.watch import ListWatch, Outage, Pace, Snapshot
-from vllm_chill.core.pods import PodFacts, PodPast, is_being_made, is_crash_loop, is_live, recalled, remembered
+from vllm_chill.adapters.mask import Mask
+from vllm_chill.core.pods import (
+    ContainerRun,
+    PodFacts,
+    PodPast,
+    is_being_made,
+    is_crash_loop,
+    is_live,
+    recalled,
+    remembered,
+    run_of,
+)
 from vllm_chill.core.startup import Terms, WorkloadFacts, gives_up_at, observation
 from vllm_chill.core.target import DEPLOYMENTS, STATEFUL_SETS, Observation
 from vllm_chill.core.writers import Written, written
@@ -47,8 +58,19 @@ class View:
     `_written` who set the number of replicas.
     """
 
-    def __init__(self, api: ApiClient, terms: Terms, pace: Pace, observer: Observer, *, explains: bool = True) -> None:
-        """`explains`: somebody wants to know why a start takes so long, and credentials may see events and logs."""
+    def __init__(
+        self,
+        api: ApiClient,
+        terms: Terms,
+        pace: Pace,
+        observer: Observer,
+        *,
+        explains: bool = True,
+        mask: Mask | None = None,
+    ) -> None:
+        """`explains`: somebody wants to know why a start takes so long, and credentials may see events and logs. What
+        `mask` hides is not told of logs.
+        """
         self.ref = terms.ref
         self._explains = explains
         self._api = api
@@ -58,7 +80,7 @@ class View:
         self._tasks = asyncio.TaskGroup()
         self._workloads = self._following_of()
         self._pulls = Pulls(api, self.ref, pace, self._tell)
-        self._logs = CrashLogs(api, self.ref.namespace, self._tell)
+        self._logs = CrashLogs(api, self.ref.namespace, self._tell, mask)
         self._seen: Snapshot[Workload] | None = None
         self._selector: str | None = None
         self._pod_watch: ListWatch[PodFacts] | None = None
@@ -97,6 +119,22 @@ class View:
         """The pods that are marked as the first to go, and still there."""
         pods = self._pods.objects.values() if self._pods is not None else ()
         return frozenset(pod.name for pod in pods if pod.doomed and is_live(pod))
+
+    @property
+    def runs(self) -> tuple[ContainerRun, ...]:
+        """What of each pod is to be read to know how it is, the oldest pod first."""
+        pods = sorted(self._pods.objects.values(), key=lambda pod: pod.created) if self._pods is not None else ()
+        return tuple(run for pod in pods if (run := run_of(pod)) is not None)
+
+    @property
+    def newest_crash(self) -> tuple[str, str] | None:
+        """The pod that crashed last in this start or the last one, and what it wrote; None where that is not known."""
+        return self._logs.newest
+
+    async def moved(self) -> None:
+        """Wait until the observer may have been told something."""
+        self._advanced.clear()
+        await self._advanced.wait()
 
     @property
     def replicas(self) -> int | None:
@@ -201,6 +239,8 @@ class View:
     def _remember(self, pods: Snapshot[PodFacts]) -> None:
         self._past = remembered(self._past, pods.objects, asyncio.get_running_loop().time())
         self._logs.forget_all_but(self._past)
+        if (newest := self._logs.newest) is not None and self._past and newest[0] not in self._past:
+            self._logs.newest = None  # that start was another one
 
     def _known_pods(self) -> tuple[PodFacts, ...]:
         """The pods with all that is known of them besides their status."""
