@@ -19,6 +19,8 @@ from tests.cluster.serving import CHAT, question
 
 ANSWERED = "answered"
 _MOST_SECONDS = 30.0
+_PAUSE_SECONDS = 0.2
+"""Before the next stream, where one has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Load:
     async def _keep_streaming(self) -> None:
         while not self._over.is_set():
             await self._ask(streamed=True)
+            if self.sent[-1].outcome != ANSWERED:
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _ask(self, *, streamed: bool) -> None:
         now = asyncio.get_running_loop().time

@@ -147,9 +147,9 @@ class Stage:
             if sickness is not None:
                 proxy.api.end_watches(last_words)
 
-    @property
-    def scaled(self) -> int:
+    async def scaled(self) -> int:
         """How many writes of a scale the API server has carried out, for all proxies together."""
+        await asyncio.sleep(0.5)  # who sees one may see it before its answer is on its way
         return sum(proxy.api.scaled for proxy in self.proxies)
 
     async def replicas_become(self, target: Target, replicas: int, seconds: float = 60) -> float:

@@ -14,7 +14,7 @@ from tests.chaos.table import Row, load_cells
 from tests.chaos.test_api_server import NOTICED_P50, NOTICED_P99
 
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-_IDLE_SECONDS = 10
+_IDLE_SECONDS = 15
 _LOAD_SECONDS = 5
 
 

@@ -110,17 +110,17 @@ async def test_one_of_two_proxies_fails(failure: Failure, stage: Stage, rows: li
             await asyncio.sleep(begun + _FAILURE_SECONDS - now())
         theirs.interval = ours.interval = "after"
         await asyncio.sleep(6)
-        assert stage.scaled == 0
+        assert await stage.scaled() == 0
 
     used = now()
     await stage.replicas_become(target, 0, _FORGOTTEN_SECONDS)
     slept = now() - used
-    assert stage.scaled == 1
+    assert await stage.scaled() == 1
     alive = [staying] if failure.ends_it else [staying, failing]
     assert [status for status, _, _ in await asyncio.gather(*(answered(one.url) for one in alive))] == [200] * len(
         alive
     )
-    assert stage.scaled == 2
+    assert await stage.scaled() == 2
 
     cells = {**came(ours), "its failed": came(theirs)["failed"], "during": latency(ours.latency("during"))}
     rows.append(Row("proxies", failure.name, {**cells, "leads after": led, "writes": "0", "sleeps": f"{slept:.0f} s"}))
@@ -139,11 +139,11 @@ async def test_both_are_called_at_zero(stage: Stage, rows: list[Row]) -> None:
         for load in loads:
             load.interval = "during"
         await asyncio.sleep(15)
-        assert stage.scaled == 1
+        assert await stage.scaled() == 1
     used = now()
     await stage.replicas_become(target, 0)
     slept = now() - used
-    assert stage.scaled == 2
+    assert await stage.scaled() == 2
     assert [load.failures() for load in loads] == [Counter(), Counter()]
     cells = {**came(*loads), "its failed": "-", "during": latency(loads[0].latency("during"))}
     rows.append(
@@ -185,11 +185,11 @@ async def test_a_rolling_update(stage: Stage, rows: list[Row]) -> None:
         begun = now()
         await until_they_know(first.serving, second.serving)
         led = f"{now() - begun:.0f} s"
-    assert stage.scaled == 1
+    assert await stage.scaled() == 1
     used = now()
     await stage.replicas_become(target, 0)
     slept = now() - used
-    assert stage.scaled == 2
+    assert await stage.scaled() == 2
     assert (load.failures(), later.failures()) == ({}, {})
     cells = {
         **came(load, later),

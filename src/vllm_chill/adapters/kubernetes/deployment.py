@@ -147,7 +147,12 @@ class KubernetesBackend:
         body: Json = {"spec": {"replicas": replicas}}
         if version:
             body["metadata"] = {"resourceVersion": version}
-        return await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
+        answer = await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
+        # What is in front of the server, or ill, may answer 200 to anything; the number is written if this says so.
+        scale = answer.get("spec") or {}
+        if (answer.get("metadata") or {}).get("name") != ref.name or (scale.get("replicas") or 0) != replicas:
+            raise Unreachable(f"the API server answered with something that is not the scale of {ref.named}")
+        return answer
 
     async def _mark(self, ref: TargetRef, replicas: int, doomed: Sequence[str]) -> None:
         """Have the pods that should go be the first that do."""
