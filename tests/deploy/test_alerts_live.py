@@ -17,7 +17,6 @@ import pytest
 from aiohttp import web
 
 from tests.deploy.alerting import ALERTS, Query, queries
-from tests.deploy.test_alerts import COMING
 from tests.real_prometheus import running
 from tests.scenarios.stage import Stage, stage
 from vllm_chill.app.meters import open_meters
@@ -285,6 +284,9 @@ PLAUSIBLE: dict[str, tuple[float, float]] = {
     "Who leads": (1, 1),
     "Peers": (0, 0),
     "Sees its targets": (1, 1),
+    "GPU-hours asleep": (0, 0.01),
+    "GPU-hours awake": (0.0001, 0.1),
+    "GPUs asleep and awake": (0.1, 3),
     "Memory": (1e7, 2e9),
     "CPU": (0.0001, 16),
     "Open files": (3, 1e9),
@@ -297,7 +299,7 @@ def expected(query: Query) -> str:
 
 
 async def test_each_panels_query_shows_what_its_title_says(tmp_path: Path) -> None:
-    asked_for = [query for query in queries("15s") if not query.metrics & COMING]
+    asked_for = queries("15s")
     assert {query.panel for query in asked_for} == PLAUSIBLE.keys()
     async with lived(tmp_path) as asked:
         for query in asked_for:

@@ -25,6 +25,7 @@ from vllm_chill.control.knowledge import ModelKnowledge
 from vllm_chill.control.knowledge import Served as ServedCommand
 from vllm_chill.control.lease import Bounds
 from vllm_chill.control.output_glance import OutputGlance
+from vllm_chill.control.savings import Savings
 from vllm_chill.control.sighted import SightedBackend
 from vllm_chill.core.catalogue import Catalogue, ModelEntry
 from vllm_chill.core.routing import Routes, parse_wake_paths
@@ -178,14 +179,18 @@ async def stage(
         stack.push_async_callback(pool.aclose)
         starts = StartRecord(ref, metrics)
         sighted = SightedBackend(backend)
+        savings = Savings()
+        counting = savings.of(str(ref), lambda: 1)
+        metrics.gpu_seconds.counted = lambda: savings.gpu_seconds
         controller = ScaleController(
             ref,
             Limits(idle, limit, keep_abandoned=keep_abandoned),
             sighted,
-            Record((TargetRecorder(ref, metrics), starts), pool),
+            Record((TargetRecorder(ref, metrics), starts, counting), pool),
             bounds,
             lambda: starts.retry_after(controller.now()),
         )
+        controller.on_held = counting.looked
         controller.ejector.recorder = EjectionRecord(ref, metrics)
         metrics.follow(lambda: controller.target, controller.now, sees=lambda: sighted.sees)
         knowledge = ModelKnowledge(served)

@@ -142,6 +142,7 @@ def _asked(plan: Plan) -> Asked:
         unschedulable_seconds=settings.unschedulable_after.total_seconds(),
         recommends=plan.observe_only,
         elects=settings.leader_elect == "on",
+        lease=plan.lease_name,
         of_models=plan.catalogue is not None,
         scales_variants="variants" in parse_controllers(settings.controllers),
         guarded=settings.admin_auth != "none",

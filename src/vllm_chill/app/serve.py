@@ -203,6 +203,8 @@ async def serve(
                 tasks.create_task(ground.control(autoscalers, targets, metrics))
 
         proxy = proxy_handler(tracing, plan.routes, directory, pool, metrics, options)
+        savings_page = SavingsPage(savings, settings.gpu_hour_price, settings.currency)
+        reloads.tell(lambda plan: savings_page.priced(plan.settings.gpu_hour_price, plan.settings.currency))
         admin = AdminApi(
             directory,
             proxy.scrape,
@@ -212,7 +214,7 @@ async def serve(
             plan.routes,
             switching=fleet,
             stats=GpuStatsPage(gpu_sources(settings, directory, access.engines)),
-            savings=SavingsPage(savings, settings.gpu_hour_price, settings.currency),
+            savings=savings_page,
             scalers=autoscalers,
             override_ttl_seconds=settings.override_ttl.total_seconds(),
             peers=lambda: peers_status(ground.peering),

@@ -30,6 +30,8 @@ _COLUMNS = 118
     short_help="Say what is wrong around a proxy, and what to do about it.",
     options_metavar="[FLAGS]",
     context_settings={"max_content_width": 110},
+    epilog="\b\nExamples:\n  vllm-chill doctor\n  vllm-chill doctor --namespace ai-apps --deployment vllm --strict\n"
+    "  vllm-chill doctor --backend process -- vllm serve Qwen/Qwen3-0.6B --port {port}",
 )
 @setting_flags(Settings)
 @click.option(

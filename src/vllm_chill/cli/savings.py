@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import click
@@ -10,6 +9,7 @@ from msgspec import to_builtins
 
 from vllm_chill.api.savings import SavingsAnswer, SavingsTally, TargetSavings
 from vllm_chill.cli.asking import Proxy, url_option
+from vllm_chill.cli.output import json_option, print_json
 from vllm_chill.cli.status import words_of
 from vllm_chill.cli.tables import aligned
 from vllm_chill.core.routing import Route
@@ -18,28 +18,29 @@ _DAYS = 7
 _NUMBERS = range(1, 7)
 
 
-@click.command(short_help="Tell what a running proxy has saved.")
+@click.command(
+    short_help="Tell what a running proxy has saved.",
+    epilog="\b\nExamples:\n  vllm-chill savings\n  vllm-chill savings --days 30\n  vllm-chill savings --json",
+)
 @click.option(
     "--days",
     type=click.IntRange(0, 100_000),
     help=f"How many days to list of each model, the newest; totals are of all. [default: {_DAYS}; all with --json]",
 )
 @url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the proxy's answer as JSON.")
+@json_option
 def savings(url: str, days: int | None, as_json: bool) -> None:
     """Tell how many GPU-hours the models were asleep and awake, what that saved, and how long callers waited for it.
 
     Days are UTC. A model's own line has its total, and the lines below it add up to that.
-
-    Exit status: 0, or 1 if the proxy cannot be asked.
     """
     listed = days if days is not None or as_json else _DAYS
     query = "" if listed is None else f"?days={listed}"
-    answer = Proxy(url).get(Route.PROXY_SAVINGS.value + query, SavingsAnswer)
+    told = Proxy(url).ask("GET", Route.PROXY_SAVINGS.value + query, SavingsAnswer)
     if as_json:
-        click.echo(json.dumps(to_builtins(answer), indent=2))
+        print_json(told.text)
         return
-    click.echo(tell(answer))
+    click.echo(tell(told.value))
 
 
 def tell(answer: SavingsAnswer) -> str:

@@ -32,6 +32,8 @@ RELOADABLE = frozenset(
         "fairness_header",
         "priority_keys",
         "wake_abandoned",
+        "gpu_hour_price",
+        "currency",
         "log_level",
     }
 )

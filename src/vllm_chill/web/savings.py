@@ -22,6 +22,10 @@ class SavingsPage:
         self._price = price
         self._currency = currency
 
+    def priced(self, price: float | None, currency: str) -> None:
+        """Take another price."""
+        self._price, self._currency = price, currency
+
     async def tell(self, request: web.BaseRequest) -> web.Response:
         """What was counted until now, here and by other proxies. Raises BadRequest."""
         answer = savings_answer(await self._savings.refreshed(), self._price, self._currency, _days(request))

@@ -141,3 +141,9 @@ namespaceSelector:
 {{- fail "\n\ningress.enabled needs a host: set ingress.hosts.\n" }}
 {{- end }}
 {{- end }}
+
+{{/* What the Lease of whoever leads is called, as the proxy calls it. */}}
+{{- define "vllm-chill.leaseName" -}}
+{{- $own := ternary "vllm-chill" (printf "vllm-chill-%s" .Values.target.deployment) (or .Values.models.enabled (eq .Values.target.deployment "vllm")) -}}
+{{- .Values.settings.LEASE_NAME | default $own -}}
+{{- end }}

@@ -255,7 +255,7 @@ def _needs(asked: Asked) -> list[Need]:
         needs = [_need(right) for right in rights_of_models(asked.namespace)]
         return needs + ([_need(right) for right in rights_of_peers(asked.namespace)] if asked.elects else [])
     scales, elects = not asked.recommends, asked.elects
-    return list(needs_of_target(asked.namespace, asked.deployment, scales=scales, elects=elects))
+    return list(needs_of_target(asked.namespace, asked.deployment, scales=scales, elects=elects, lease=asked.lease))
 
 
 def _need(right: Right, *, optional: bool = False) -> Need:

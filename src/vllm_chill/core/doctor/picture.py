@@ -15,7 +15,7 @@ from vllm_chill.core.target import TargetRef
 class Asked:
     """The settings that matter here. `service` is the name of the Service that `host` stands for, None if it is none of
     the namespace's. `direct`: requests go to the pods' own addresses. `recommends`: somebody else is to scale.
-    `elects`: proxies agree on who puts to sleep. `of_models`: there are VLLMModels in place of the one Deployment.
+    `elects`: proxies agree on who puts to sleep, by the Lease of the name `lease`. `of_models`: there are VLLMModels in place of the one Deployment.
     `guarded`: operators are asked who they are. `upstream_key`: the engine is given a key of the proxy's.
     """
 
@@ -34,6 +34,7 @@ class Asked:
     unschedulable_seconds: float = 60.0
     recommends: bool = False
     elects: bool = True
+    lease: str = "vllm-chill"
     of_models: bool = False
     scales_variants: bool = False
     guarded: bool = False

@@ -26,8 +26,12 @@ class Need:
     optional: bool = False
 
 
-def needs_of_target(namespace: str, deployment: str, *, scales: bool = True, elects: bool = True) -> tuple[Need, ...]:
-    """What the proxy of one Deployment needs; `scales` unless somebody else does, `elects` if it may have peers."""
+def needs_of_target(
+    namespace: str, deployment: str, *, scales: bool = True, elects: bool = True, lease: str = "vllm-chill"
+) -> tuple[Need, ...]:
+    """What the proxy of one Deployment needs; `scales` unless somebody else does, `elects` if it may have peers. `lease`
+    is the name of the leader's Lease.
+    """
     unseen = "the target's state is not known, and every request is answered 503"
     unready = "whether a pod is ready is not known, and nobody is ever let in"
     needs = [Need(verb, "apps", "deployments", namespace, unseen, deployment) for verb in ("list", "watch")]
@@ -41,10 +45,15 @@ def needs_of_target(namespace: str, deployment: str, *, scales: bool = True, ele
         needs += [Need(verb, LEASES, "leases", namespace, untold) for verb in verbs]
     pulls = "callers are not told that an image is being pulled"
     needs += [Need(verb, "", "events", namespace, pulls, optional=True) for verb in ("list", "watch")]
-    crashes = "callers are not told the last lines of an engine that crashes"
+    crashes = "nobody is told what the engine writes, not even when it crashes"
     needs.append(Need("get", "", "pods/log", namespace, crashes, optional=True))
     learns = "how long past starts took is forgotten when the proxy ends"
     needs.append(Need("patch", "apps", "deployments", namespace, learns, deployment, optional=True))
+    forgets = "what was saved is forgotten when the proxy ends"
+    needs += [
+        Need(verb, "", "configmaps", namespace, forgets, f"{lease}-savings", optional=True) for verb in ("get", "patch")
+    ]
+    needs.append(Need("create", "", "configmaps", namespace, forgets, optional=True))
     chooses = "Kubernetes chooses which replica goes, and not the proxy the one with the fewest requests"
     needs.append(Need("patch", "", "pods", namespace, chooses, optional=True))
     return tuple(needs)
