@@ -538,8 +538,8 @@ def crd_file(of: Definition) -> str:
 # --- the command line ---
 
 _SETTINGS_PAGES = {
-    "doctor": "It takes [the settings](configuration.md) of `serve`, and `--service-account [NAMESPACE/]NAME` (whose rights "
-    "are asked for), `--strict` (warnings count as failures) and `--json`; [doctor](doctor.md) has every check.",
+    "doctor": "It takes [the settings](configuration.md) of `serve`, and `--service-account [NAMESPACE/]NAME` (whose "
+    "rights are asked for), `--strict` (warnings count as failures) and `--json`; [doctor](doctor.md) has every check.",
     "serve": "Its flags are [the settings](configuration.md).",
     "controller": "Its flags are [settings of its own](configuration.md#the-controller-of-variants).",
 }

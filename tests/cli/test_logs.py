@@ -121,7 +121,7 @@ async def test_what_is_no_proxy_is_told(status: int, kind: str, text: str) -> No
         return web.Response(status=status, text=text, content_type=kind)
 
     code, out, error = await answered(answer)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert "is vllm-chill running there?" in error
 
 

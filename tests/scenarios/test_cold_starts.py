@@ -144,8 +144,9 @@ async def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_request(tm
     (tmp_path / "file").write_text("")
     async with serving("--state-dir", str(tmp_path / "file"), command=DEMO_ENGINE) as proxy:
         await wake(proxy)
-        [warning] = [line for line in proxy.log if line["level"] == "warning"]
-        assert "--state-dir" in warning["event"]
+        warnings = [line for line in proxy.log if line["level"] == "warning"]
+        assert [line["logger"] for line in warnings] == ["vllm_chill.savings", "vllm_chill"], warnings
+        assert "--state-dir" in warnings[1]["event"]
         async with aiohttp.ClientSession() as session, session.get(proxy.url + "/v1/models") as response:
             assert response.status == 200
 

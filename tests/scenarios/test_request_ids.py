@@ -121,10 +121,10 @@ class TestErrors:
                 assert line["cause"] == body["error"]["message"]
 
     async def test_what_a_client_can_mend_is_logged_where_all_is(
-        self, fast: bool, monkeypatch: pytest.MonkeyPatch
+        self, fast: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         gate = Gate(Keys(()), lambda: 0.0)
-        monkeypatch.setattr(logging.getLogger("vllm_chill.server"), "level", logging.DEBUG)
+        caplog.set_level(logging.DEBUG, "vllm_chill.server")
         with capture_logs() as log:
             async with stage(awake=True, fast=fast, doorkeeper=Doorkeeper(gate)) as s:
                 status, [made], body = await asked(s)

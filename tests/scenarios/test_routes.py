@@ -54,6 +54,7 @@ REQUESTS: dict[Route, tuple[str, str, dict[str, str], int]] = {
     Route.PROXY_SCALING_POLICY: ("GET", "/proxy/scaling/policy/test/vllm", {}, 404),
     Route.PROXY_STATS: ("GET", "/proxy/stats", {}, 503),
     Route.PROXY_SAVINGS: ("GET", "/proxy/savings", {}, 200),
+    Route.PROXY_LOGS: ("GET", "/proxy/logs", {}, 404),
     Route.PROXY_OPENAPI: ("GET", "/proxy/openapi.json", {}, 200),
     Route.PROXY_OTHER: ("GET", "/proxy/none", {}, 404),
     Route.OTHER: ("POST", "/nowhere", {}, 404),

@@ -77,9 +77,10 @@ async def test_where_the_output_is_no_terminal_it_is_printed_once() -> None:
     async with serving(command=ENGINE) as proxy:
         told = await asyncio.to_thread(ended, "top", "--url", proxy.url)
         assert (told.status, told.err) == (0, "")
-        head, counts, empty, columns, row = told.out.splitlines()
+        head, counts, today, empty, columns, row = told.out.splitlines()
         assert head.endswith(f" at {proxy.url}")
         assert (counts, empty) == ("asleep; 0 waiting, 0 in flight", "")
+        assert re.fullmatch(r"today: \d+\.\d GPU-hours saved", today)
         assert columns.startswith("TARGET ")
         assert row.split()[:2] == ["process/python", "asleep"]
 

@@ -61,7 +61,7 @@ def test_cluster_wide_rights_are_those_of_a_cluster_role() -> None:
 
 
 def test_rights_for_other_reasons_are_other_rules() -> None:
-    assert len(list(rules_of(NEEDS))) == 8
+    assert len(list(rules_of(NEEDS))) == 10
 
 
 @pytest.mark.parametrize(("ahead", "outcome"), [(0.0, Outcome.OK), (31.0, Outcome.WARNING), (-300.0, Outcome.WARNING)])

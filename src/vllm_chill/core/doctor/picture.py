@@ -15,8 +15,9 @@ from vllm_chill.core.target import TargetRef
 class Asked:
     """The settings that matter here. `service` is the name of the Service that `host` stands for, None if it is none of
     the namespace's. `direct`: requests go to the pods' own addresses. `recommends`: somebody else is to scale.
-    `elects`: proxies agree on who puts to sleep, by the Lease of the name `lease`. `of_models`: there are VLLMModels in place of the one Deployment.
-    `guarded`: operators are asked who they are. `upstream_key`: the engine is given a key of the proxy's.
+    `elects`: proxies agree on who puts to sleep, by the Lease of the name `lease`. `of_models`: there are VLLMModels in
+    place of the one Deployment. `guarded`: operators are asked who they are. `upstream_key`: the engine is given a key
+    of the proxy's.
     """
 
     namespace: str = "ai-apps"

@@ -29,8 +29,8 @@ class Need:
 def needs_of_target(
     namespace: str, deployment: str, *, scales: bool = True, elects: bool = True, lease: str = "vllm-chill"
 ) -> tuple[Need, ...]:
-    """What the proxy of one Deployment needs; `scales` unless somebody else does, `elects` if it may have peers. `lease`
-    is the name of the leader's Lease.
+    """What the proxy of one Deployment needs; `scales` unless somebody else does, `elects` if it may have peers.
+    `lease` is the name of the leader's Lease.
     """
     unseen = "the target's state is not known, and every request is answered 503"
     unready = "whether a pod is ready is not known, and nobody is ever let in"
