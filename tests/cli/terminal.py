@@ -76,6 +76,8 @@ async def terminal(
     *command: str, environment: Mapping[str, str], columns: int = 80, lines: int = 24
 ) -> AsyncIterator[Terminal]:
     """Run a program in a terminal of its own; it is ended afterwards."""
+    # Who is told a size does not ask the terminal for it.
+    environment = {name: value for name, value in environment.items() if name not in {"COLUMNS", "LINES"}}
     descriptor, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = await asyncio.create_subprocess_exec(
