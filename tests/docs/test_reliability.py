@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.chaos.load import ANSWERED, Load, Sent
 from tests.chaos.table import PAGE, Row, load_cells, write
 from tests.chaos.test_api_server import FAILURES, RECOVERY_SECONDS
+from tests.chaos.test_proxies import FAILURES as OF_ONE
 
 
 def rows(table: str) -> dict[str, dict[str, str]]:
@@ -29,6 +30,15 @@ def test_every_way_to_fail_is_measured() -> None:
 
 def test_a_clock_that_jumps_is_measured() -> None:
     assert [row["failed"] for row in rows("clock").values()] == ["0", "0"]
+
+
+def test_what_happens_to_one_of_two_proxies_is_measured() -> None:
+    measured = rows("proxies")
+    assert set(measured) == {*(failure.name for failure in OF_ONE), "both are called at zero", "both are replaced"}
+    for name, row in measured.items():
+        assert (row["failed"], row["sent"]) == ("0", row["answered"]), name
+        assert row["writes"] in {"0", "1"}
+    assert all(measured[failure.name]["its failed"] == "0" for failure in OF_ONE if not failure.ends_it)
 
 
 async def test_a_load_is_told_with_what_failed_by_class() -> None:
