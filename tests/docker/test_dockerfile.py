@@ -103,7 +103,8 @@ def test_the_package_and_the_label_have_the_version_that_is_given() -> None:
 
 
 def test_the_pinned_requirements_are_the_packages() -> None:
-    chosen = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["uvloop"]
+    optional = PROJECT["optional-dependencies"]
+    chosen = PROJECT["dependencies"] + optional["uvloop"] + optional["otel"]
     assert are_pinned(chosen, "deploy/requirements.txt"), "run: .ci/lock"
 
 
