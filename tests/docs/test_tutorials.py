@@ -79,4 +79,6 @@ def test_the_tutorial_for_one_gpu_at_home(home: Path, tmp_path: Path) -> None:
         unit = home / "home/.config/systemd/user/vllm-chill.service"
         if (analyze := shutil.which("systemd-analyze")) is not None:
             told = subprocess.run([analyze, "--user", "verify", unit], env=there, capture_output=True, text=True)
-            assert (told.returncode, told.stderr) == (0, "")
+            # What it says of the machine's other units is nothing that this page could help.
+            ours = [line for line in told.stderr.splitlines() if "vllm-chill.service" in line]
+            assert (told.returncode, ours) == (0, [])
