@@ -11,15 +11,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vllm_chill.adapters.state_file import replace_file
+from vllm_chill.adapters.state_file import cannot, file_name, replace_file
 from vllm_chill.core.savings_ledger import MOST_BYTES, KeptText
 from vllm_chill.errors import BackendConflict, BackendRefused
-
-_ADVICE = 'give another --state-dir, or --state-dir "" to keep nothing'
 
 
 class SavingsFile:
@@ -29,9 +26,8 @@ class SavingsFile:
 
     def __init__(self, folder: Path, name: str, identity: Sequence[str]) -> None:
         self._folder = folder
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64].lstrip(".")
         kind = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:12]
-        self._file = f"savings-{plain}-{kind}.json"
+        self._file = file_name("savings", name, kind)
 
     @property
     def path(self) -> Path:
@@ -68,8 +64,7 @@ class SavingsFile:
             raise self._refused("written", error) from error
 
     def _refused(self, done: str, error: Exception) -> BackendRefused:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return BackendRefused(f"{self._file} cannot be {done} in {self._folder}: {reason}; {_ADVICE}")
+        return BackendRefused(f"{self._file} {cannot(done, self._folder, error)}")
 
 
 @contextlib.contextmanager

@@ -60,8 +60,7 @@ class StateFile:
     def path(self, ref: TargetRef) -> Path:
         """The target's file. Raises RuntimeError where ~ stands for no folder."""
         kind = hashlib.sha256(json.dumps([str(ref), *self._command]).encode()).hexdigest()[:12]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", ref.name)[:64].lstrip(".")
-        return self._folder.expanduser() / f"starts-{name}-{kind}.json"
+        return self._folder.expanduser() / file_name("starts", ref.name, kind)
 
     def _read(self, ref: TargetRef) -> str:
         with self.path(ref).open("rb") as file:
@@ -76,11 +75,19 @@ class StateFile:
         if self._warned:
             return
         self._warned = True
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        self._warn(
-            f"what is known of past starts cannot be {done} in {self._folder}: {reason}; "
-            'give another --state-dir, or --state-dir "" to keep nothing'
-        )
+        self._warn(f"what is known of past starts {cannot(done, self._folder, error)}")
+
+
+def file_name(what: str, name: str, kind: str) -> str:
+    """What a file for `what` is called: `name` is for people, `kind` makes it another one than all others."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64].lstrip(".")
+    return f"{what}-{plain}-{kind}.json"
+
+
+def cannot(done: str, folder: Path, error: Exception) -> str:
+    """The end of a sentence: that it cannot be `done` in this folder, why, and what to do."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f'cannot be {done} in {folder}: {reason}; give another --state-dir, or --state-dir "" to keep nothing'
 
 
 def replace_file(path: Path, text: str, *, durable: bool = False) -> None:

@@ -29,14 +29,14 @@ async def test_it_is_read_where_it_is(server: StubApi, store: SavingsMap) -> Non
     assert server.requests[0].path == f"{PATH}/vllm-chill-savings"
 
 
-@pytest.mark.parametrize("item", [config_map(theirs="2"), {"metadata": {"resourceVersion": "7"}}])
+@pytest.mark.parametrize("item", [config_map(theirs="2"), {"metadata": config_map()["metadata"]}])
 async def test_one_with_nothing_in_it_says_nothing(server: StubApi, store: SavingsMap, item: Json) -> None:
     server.refusals = [(200, item)]
     assert await store.read() == KeptText("", "7")
 
 
 async def test_it_is_made_and_then_changed_over_what_was_read(server: StubApi, store: SavingsMap) -> None:
-    server.refusals = [(201, config_map()), (200, config_map())]
+    server.refusals = [(201, config_map(**{"savings.json": "1"})), (200, config_map(**{"savings.json": "2"}))]
     await store.write("1", None)
     await store.write("2", KEPT)
     made, changed = server.requests
@@ -82,6 +82,14 @@ async def test_one_in_a_namespace_that_is_not_there_cannot_be_made(server: StubA
     server.refusals = [(404, status(404, 'namespaces "ns" not found'))]
     with pytest.raises(BackendRefused, match=r'does not create .* \(404\): namespaces "ns" not found'):
         await store.write("1", None)
+
+
+@pytest.mark.parametrize("answer", [{}, {"metadata": {"resourceVersion": "8"}}, config_map(**{"savings.json": "1"})])
+async def test_it_is_kept_only_if_the_answer_says_so(server: StubApi, store: SavingsMap, answer: Json) -> None:
+    server.refusals = [(200, answer), (201, answer)]
+    for before in (KEPT, None):
+        with pytest.raises(BackendUnavailable, match="something that is not the ConfigMap ns/vllm-chill-savings"):
+            await store.write("2", before)
 
 
 async def test_a_server_that_is_away_or_is_none_is_unavailable(server: StubApi, store: SavingsMap) -> None:

@@ -301,6 +301,14 @@ def metadata_of(item: Any) -> Json:
     return metadata
 
 
+def is_object(answer: Json, name: str) -> bool:
+    """Whether an answer is the object of this name that was asked for, or written. What is in front of a server, or a
+    server that is ill, may answer 200 to anything.
+    """
+    metadata = answer.get("metadata") or {}
+    return metadata.get("name") == name and str(metadata.get("resourceVersion")).isdecimal()
+
+
 def items_of(listing: Json) -> list[Json]:
     """The objects of a list. Raises Unreachable if it is none."""
     items = listing.get("items")

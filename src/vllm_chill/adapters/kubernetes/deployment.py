@@ -16,6 +16,7 @@ from vllm_chill.adapters.kubernetes.client import (
     ApiError,
     Json,
     Unreachable,
+    is_object,
     metadata_of,
     not_logged_in,
 )
@@ -148,9 +149,8 @@ class KubernetesBackend:
         if version:
             body["metadata"] = {"resourceVersion": version}
         answer = await self._api.call("PATCH", path, query={"fieldManager": MANAGER}, body=body)
-        # What is in front of the server, or ill, may answer 200 to anything; the number is written if this says so.
-        scale = answer.get("spec") or {}
-        if (answer.get("metadata") or {}).get("name") != ref.name or (scale.get("replicas") or 0) != replicas:
+        # The number is written only if this says so.
+        if not is_object(answer, ref.name) or ((answer.get("spec") or {}).get("replicas") or 0) != replicas:
             raise Unreachable(f"the API server answered with something that is not the scale of {ref.named}")
         return answer
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Query, Unreachable, not_logged_in
+from vllm_chill.adapters.kubernetes.client import (
+    ApiClient,
+    ApiError,
+    Json,
+    Query,
+    Unreachable,
+    is_object,
+    not_logged_in,
+)
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 
 VERSION = "coordination.k8s.io/v1"
@@ -69,8 +77,7 @@ class LeaseCalls:
 
     def _lease(self, name: str, answer: Json, *, holder: str | None = None) -> Json:
         """The answer, if it is this Lease; after a write, if it has the holder that was written."""
-        metadata = answer.get("metadata") or {}
-        if metadata.get("name") != name or not metadata.get("resourceVersion") or holder not in {None, _holder(answer)}:
+        if not is_object(answer, name) or holder not in {None, _holder(answer)}:
             raise BackendUnavailable(
                 f"the API server answered with something that is not the Lease {self._namespace}/{name}: is it a "
                 "Kubernetes API server?"

@@ -150,13 +150,8 @@ class PodOutput:
         if previous:
             query = {**query, "previous": "true"}
         try:
-            async with asyncio.timeout(_READ_SECONDS), self._api.stream(self._path(run), query) as response:
-                async for chunk in response.content.iter_any():
-                    tail.feed(chunk)
-        except ApiError as error:
-            _refuse(error)
-        except (Unreachable, aiohttp.ClientError, ConnectionError) as error:
-            raise _unavailable(str(error) or "the connection broke off") from error
+            async with asyncio.timeout(_READ_SECONDS):
+                await self._feed(tail, run, query)
         except TimeoutError as error:
             raise _unavailable(f"the node did not send it within {_READ_SECONDS:g} s") from error
         tail.feed(b"")
@@ -199,18 +194,21 @@ class PodOutput:
         query = {**query, "tailLines": lines} if since is None else {**query, "sinceTime": f"{since[0]}Z"}
         tail = OutputTail(tell, self._mask)
         try:
-            async with self._api.stream(self._path(run), query, may_be_silent=True) as response:
+            await self._feed(tail, run, query, may_be_silent=True)
+        finally:
+            tail.feed(b"")
+
+    async def _feed(self, tail: OutputTail, run: ContainerRun, query: Query, *, may_be_silent: bool = False) -> None:
+        """Give all that is sent of a run's output to `tail`. Raises BackendUnavailable, and what `_refuse` does."""
+        path = f"{self._pods}/{quote(run.pod)}/log"
+        try:
+            async with self._api.stream(path, query, may_be_silent=may_be_silent) as response:
                 async for chunk in response.content.iter_any():
                     tail.feed(chunk)
         except ApiError as error:
             _refuse(error)
         except (Unreachable, aiohttp.ClientError, ConnectionError) as error:
             raise _unavailable(str(error) or "the connection broke off") from error
-        finally:
-            tail.feed(b"")
-
-    def _path(self, run: ContainerRun) -> str:
-        return f"{self._pods}/{quote(run.pod)}/log"
 
 
 def _unstamped(text: str) -> tuple[Moment | None, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, metadata_of, not_logged_in
+from vllm_chill.adapters.kubernetes.client import ApiClient, ApiError, Json, Unreachable, is_object, not_logged_in
 from vllm_chill.core.savings_ledger import KeptText
 from vllm_chill.errors import BackendConflict, BackendError, BackendRefused, BackendUnavailable
 
@@ -36,32 +36,39 @@ class SavingsMap:
         item = await self._call("get", quote(self._name))
         if item is None:
             return None
-        try:
-            version = str(metadata_of(item)["resourceVersion"])
-        except Unreachable as error:
-            raise BackendUnavailable(str(error)) from error
-        return KeptText(str((item.get("data") or {}).get(KEY) or ""), version)
+        return KeptText(_text(item), str(item["metadata"]["resourceVersion"]))
 
     async def write(self, text: str, before: KeptText | None) -> None:
         if before is None:
             metadata = {"name": self._name, "namespace": self._namespace}
             whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {KEY: text}}
-            await self._call("create", "", whole)
+            written = await self._call("create", "", whole)
         else:
             change = {"metadata": {"resourceVersion": before.version}, "data": {KEY: text}}
-            if await self._call("update", quote(self._name), change) is None:
-                raise BackendConflict(f"{self._what} is gone")
+            written = await self._call("update", quote(self._name), change)
+        if written is None:
+            raise BackendConflict(f"{self._what} is gone")
+        if _text(written) != text:
+            raise self._not_it()
 
     async def _call(self, verb: str, name: str, body: Json | None = None) -> Json | None:
         path = f"/api/v1/namespaces/{quote(self._namespace)}/configmaps" + (f"/{name}" if name else "")
         try:
-            return await self._api.call(_METHODS[verb], path, body=body)
+            answer = await self._api.call(_METHODS[verb], path, body=body)
         except ApiError as error:
             if error.status == 404 and name:
                 return None
             raise self._refusal(verb, error) from error
         except Unreachable as error:
             raise BackendUnavailable(str(error)) from error
+        if not is_object(answer, self._name):
+            raise self._not_it()
+        return answer
+
+    def _not_it(self) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"the API server answered with something that is not {self._what}: is it a Kubernetes API server?"
+        )
 
     @property
     def _what(self) -> str:
@@ -83,3 +90,7 @@ class SavingsMap:
                 return BackendUnavailable(f"the API server does not {verb} {self._what} ({status}): {said}")
             case status:
                 return BackendRefused(f"the API server does not {verb} {self._what} ({status}): {said}")
+
+
+def _text(item: Json) -> str:
+    return str((item.get("data") or {}).get(KEY) or "")
